@@ -1,0 +1,79 @@
+//! One error type for the crate: what was read, what was wanted, what was found; apart from it, the way out.
+
+use std::error::Error as StdError;
+
+/// Who has to act, which decides the exit code of the binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The command line or the config is wrong; decided before any data is read (exit code 2).
+    Usage,
+    /// Data, files or the run itself failed (exit code 1).
+    Data,
+}
+
+/// A failure a user can act on. `message` is one line that names the file, row, key or flag.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    #[source]
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// Result with the crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A wrong flag or config key.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Usage, message: message.into(), hint: None, source: None }
+    }
+
+    /// A file, row or tensor that is not as it has to be, or a run that failed.
+    pub fn data(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Data, message: message.into(), hint: None, source: None }
+    }
+
+    /// Adds the way out, printed on a line of its own.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds what caused it.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Who has to act.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The way out, if there is a known one.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+/// `fs_err` errors name their path already.
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::data(error.to_string())
+    }
+}
+
+/// "did you mean" for a closed set: the nearest known name, if it is near.
+pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(typed, name), name))
+        .filter(|(distance, name)| *distance <= 1 + name.len().min(typed.len()).div_euclid(4))
+        .min()
+        .map(|(_, name)| format!("did you mean `{name}`?"))
+}

@@ -1,0 +1,4 @@
+//! Pair statistics: accuracy, intervals, slices.
+
+pub mod intervals;
+pub mod pairwise;

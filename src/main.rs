@@ -1,0 +1,3 @@
+//! The `social-reward` binary: glue around the library crates, and the only code that prints.
+
+fn main() {}
