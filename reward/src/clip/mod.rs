@@ -2,3 +2,4 @@
 
 pub mod preprocess;
 pub mod tokenizer;
+pub mod config;
