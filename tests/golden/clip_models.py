@@ -86,7 +86,7 @@ def hugging_face_config(activation: str, end: int, vision: dict = {}, text: dict
         }
         | vision,
         text_config={
-            "vocab_size": 600,
+            "vocab_size": 200,
             "max_position_embeddings": CONTEXT_LENGTH,
             "hidden_size": 24,
             "num_attention_heads": 2,
@@ -94,7 +94,7 @@ def hugging_face_config(activation: str, end: int, vision: dict = {}, text: dict
             "intermediate_size": 48,
             "hidden_act": activation,
             "projection_dim": 24,
-            "bos_token_id": 598,
+            "bos_token_id": 198,
             "eos_token_id": end,
             "pad_token_id": end,
         }
@@ -121,7 +121,7 @@ def write_old_hugging_face(seed: int) -> None:
     """A folder as transformers 4 saved it: `position_ids` among the tensors, `torch_dtype`, most fields left to their
     defaults, and the wrong `eos_token_id` 2 of configs before transformers 4.31, which means: pool at the highest id."""
     name = "hf_old_eos"
-    token_ids = token_rows(600, end=599, pad=0, inner=[2, 2])
+    token_ids = token_rows(200, end=199, pad=0, inner=[2, 2])
     model = write_hugging_face(name, "quick_gelu", 2, token_ids, seed)
     tensors = load_file(FOLDER / name / "model.safetensors")
     tensors["text_model.embeddings.position_ids"] = torch.arange(CONTEXT_LENGTH)[None]
@@ -144,7 +144,7 @@ def write_old_hugging_face(seed: int) -> None:
             "num_attention_heads": 2,
             "num_hidden_layers": 4,
             "pad_token_id": 1,
-            "vocab_size": 600,
+            "vocab_size": 200,
         },
         "text_config_dict": None,
         "torch_dtype": "float32",
@@ -190,8 +190,8 @@ def halved(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def write_openai(seed: int) -> None:
     """One model with 2 vision heads: a plain .pt and .safetensors in fp32, and wrapped in fp16 under `module.`."""
-    model = openai_model(vision_width=128, vision_layers=1, text_layers=2, vocabulary=300, seed=seed)
-    token_ids = token_rows(300, end=299, pad=0, inner=[])
+    model = openai_model(vision_width=128, vision_layers=1, text_layers=2, vocabulary=100, seed=seed)
+    token_ids = token_rows(100, end=99, pad=0, inner=[])
     torch.save(model.state_dict(), FOLDER / "openai.pt")
     save_file(model.state_dict(), FOLDER / "openai.safetensors")
     write_expected("openai", model, model.encode_text, model.encode_image, token_ids)
@@ -305,9 +305,9 @@ if __name__ == "__main__":
     clip.model.LayerNorm.forward = torch.nn.LayerNorm.forward
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    write_hugging_face("hf_quick_gelu", "quick_gelu", 599, token_rows(600, end=599, pad=599, inner=[]), seed=1)
+    write_hugging_face("hf_quick_gelu", "quick_gelu", 199, token_rows(200, end=199, pad=199, inner=[]), seed=1)
     # The end token is not the highest id here: a higher one stands before it.
-    write_hugging_face("hf_gelu", "gelu", 590, token_rows(600, end=590, pad=0, inner=[597, 2]), seed=2)
+    write_hugging_face("hf_gelu", "gelu", 190, token_rows(200, end=190, pad=0, inner=[197, 2]), seed=2)
     write_old_hugging_face(seed=3)
     write_openai(seed=4)
     write_openai_small(seed=5)
