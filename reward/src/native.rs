@@ -40,6 +40,12 @@ unsafe extern "C" {
     fn sr_gradient_norm(gradients: *const *const C_tensor, count: usize, norm: *mut f64) -> c_int;
 }
 
+/// The first line of a panic's message: how tch reports what libtorch says.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("unknown failure").lines().next().unwrap_or_default().to_owned()
+}
+
 fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_tensor> {
     tensors.into_iter().map(Tensor::as_ptr).collect()
 }

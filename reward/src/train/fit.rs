@@ -28,6 +28,7 @@ use crate::{
     data::{loader::ordered, preflight::OnBadImage, triplets::Triplet},
     eval::{pairwise::Validation, table::Table},
     event::{Event, Observer, Step},
+    native::panic_text,
     run::{RunFolder, checkpoints, metrics::Metrics},
     weights::{Checkpoint, OpenOptions},
 };
@@ -59,8 +60,7 @@ pub fn train(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: 
 
 /// libtorch reports by panicking, through tch: out of memory above all.
 fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    let first_line = text.unwrap_or("unknown failure").lines().next().unwrap_or_default().to_owned();
+    let first_line = panic_text(panic);
     let memory = first_line.contains("out of memory") || first_line.contains("can't allocate memory");
     let error = Error::data(format!("training stopped in libtorch: {first_line}"));
     if memory {
