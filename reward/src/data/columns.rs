@@ -8,6 +8,7 @@ use arrow_array::{Array, BinaryArray, RecordBatch, StringArray};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
+use super::source::not_opened;
 use crate::error::did_you_mean;
 use crate::{Error, Result};
 
@@ -59,7 +60,7 @@ impl Table {
             return Err(Error::data(format!("{} is a folder, wanted a parquet file", path.display()))
                 .hint(format!("`{}` names the parquet files in it", path.join("*.parquet").display())));
         }
-        let file = fs_err::File::open(path)?.into_parts().0;
+        let file = fs_err::File::open(path).map_err(|error| not_opened(path, error))?.into_parts().0;
         // Without the writer's Arrow schema, strings of every kind (large, view, dictionary) are one type, as are bytes.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)
@@ -178,9 +179,10 @@ impl NullRows {
             return Ok(());
         }
         let more = if self.count > self.first.len() { ", …" } else { "" };
+        let what = if column == "prompt" { "null" } else { "null or empty" };
         let (rows, plural) = (self.first.join(", "), if self.count == 1 { "" } else { "s" });
         Err(Error::data(format!(
-            "{}: column `{column}` is null or empty in {} row{plural}: {rows}{more} (rows count from 0)",
+            "{}: column `{column}` is {what} in {} row{plural}: {rows}{more} (rows count from 0)",
             path.display(),
             self.count
         )))

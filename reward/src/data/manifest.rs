@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::columns::{NullRows, Table, missing_column, strings};
 use super::distinct::{DistinctImages, DistinctStrings};
-use super::source::ImageSource;
+use super::source::{ImageSource, not_opened};
 use crate::{Error, Result};
 
 /// Rows of a parquet manifest held at a time.
@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
     fn csv(&mut self) -> Result<()> {
         let file = self.file;
         let wrong = |error: csv::Error| Error::data(format!("{}: {error}", file.display()));
-        let mut table = csv::Reader::from_reader(fs_err::File::open(file)?);
+        let mut table = csv::Reader::from_reader(fs_err::File::open(file).map_err(|error| not_opened(file, error))?);
         let header = table.headers().map_err(wrong)?.clone();
         let place = |name| {
             header
@@ -130,7 +130,7 @@ impl<'a> Reader<'a> {
     }
 
     fn json_lines(&mut self) -> Result<()> {
-        let text = fs_err::read_to_string(self.file)?;
+        let text = fs_err::read_to_string(self.file).map_err(|error| not_opened(self.file, error))?;
         for (line, number) in text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()) {
             let object: Map<String, Value> =
                 serde_json::from_str(line).map_err(|error| self.wrong_line(number, error))?;

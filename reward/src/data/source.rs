@@ -77,11 +77,16 @@ impl ImageSource {
     }
 }
 
-fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>> {
-    let metadata = fs_err::metadata(path).map_err(|error| match error.kind() {
+/// The commonest failure in plain words, the others as the system puts them.
+pub(super) fn not_opened(path: &Path, error: std::io::Error) -> Error {
+    match error.kind() {
         ErrorKind::NotFound => Error::data(format!("{} does not exist", path.display())),
         _ => error.into(),
-    })?;
+    }
+}
+
+fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    let metadata = fs_err::metadata(path).map_err(|error| not_opened(path, error))?;
     if !metadata.is_file() {
         let found = if metadata.is_dir() { "a folder" } else { "not a regular file" };
         return Err(Error::data(format!("{} is {found}, wanted an image file", path.display())));

@@ -8,8 +8,8 @@ use arrow_array::RecordBatch;
 use arrow_cast::display::{ArrayFormatter, FormatOptions};
 
 use super::columns::{ImageCell, ImageColumn, NullRows, Table, expand, strings};
-use super::distinct::{DistinctImages, DistinctStrings};
-use super::source::{Cell, ImageSource};
+use super::distinct::{Cell, DistinctImages, DistinctStrings};
+use super::source::ImageSource;
 use crate::{Error, Result};
 
 /// Rows held at a time; few where images are embedded, as a row may hold megabytes.
