@@ -25,6 +25,10 @@ impl Linear {
         Self { weight: parameters[weight].shallow_clone(), bias: parameters[bias].shallow_clone() }
     }
 
+    fn handle(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
+    }
+
     /// `x`: `[.., in]`; gives `[.., out]`.
     fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight.to_kind(x.kind()), Some(&self.bias.to_kind(x.kind())))
@@ -49,6 +53,10 @@ impl LayerNorm {
     pub(crate) fn new(parameters: &Parameters, name: &str, eps: f64) -> Self {
         let part = |part: &str| parameters[&format!("{name}.{part}")].shallow_clone();
         Self { weight: part("weight"), bias: part("bias"), eps }
+    }
+
+    fn handle(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 
     /// `x`: `[.., width]`; gives the same shape and kind.
@@ -96,6 +104,20 @@ impl Block {
             causal,
             parameters: parameters.range(own.clone()..).take_while(|(name, _)| name.starts_with(&own))
                 .map(|(_, tensor)| tensor.shallow_clone()).collect(),
+        }
+    }
+
+    /// Another handle on the same parameters, for a graph node that outlives this call.
+    fn handle(&self) -> Self {
+        Self {
+            ln_1: self.ln_1.handle(),
+            in_proj: self.in_proj.handle(),
+            out_proj: self.out_proj.handle(),
+            ln_2: self.ln_2.handle(),
+            c_fc: self.c_fc.handle(),
+            c_proj: self.c_proj.handle(),
+            parameters: Vec::new(),
+            ..*self
         }
     }
 
@@ -154,13 +176,13 @@ impl Block {
 
 /// The blocks of one tower.
 #[derive(Debug)]
-pub(crate) struct Blocks(Vec<std::sync::Arc<Block>>);
+pub(crate) struct Blocks(Vec<Block>);
 
 impl Blocks {
     /// `prefix`: `visual.` or empty.
     pub(crate) fn new(parameters: &Parameters, prefix: &str, config: &TowerConfig, causal: bool) -> Self {
         let block = |index| {
-            Block::new(parameters, &format!("{prefix}transformer.resblocks.{index}"), config, causal).into()
+            Block::new(parameters, &format!("{prefix}transformer.resblocks.{index}"), config, causal)
         };
         Self((0..config.layers).map(block).collect())
     }
@@ -171,7 +193,7 @@ impl Blocks {
         let mut x = x.shallow_clone();
         for block in &self.0[range] {
             x = if checkpointing {
-                let run = block.clone();
+                let run = block.handle();
                 native::checkpoint(&x, &block.parameters, move |x| run.forward(x))
             } else {
                 block.forward(&x)

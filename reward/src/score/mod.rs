@@ -53,7 +53,7 @@ pub fn engine(checkpoint: &Checkpoint, device: DeviceName) -> Result<Box<dyn Eng
 }
 
 /// How a set is embedded.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct EmbedOptions {
     /// Images, or prompts, per pass.
     pub batch_size: usize,
