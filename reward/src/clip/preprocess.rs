@@ -97,7 +97,9 @@ fn bicubic(picture: &Picture, columns: Side, rows: Side) -> Vec<u8> {
     MulDiv::new().multiply_alpha(&picture.pixels, &mut weighted).expect("both have this size and an alpha channel");
     let mut crop = convolve(&weighted, columns, rows, picture.shrink);
     for pixel in crop.chunks_exact_mut(picture.pixels.pixel_type().size()) {
-        if let [colours @ .., alpha @ 1..] = pixel {
+        if let [colours @ .., alpha] = pixel
+            && *alpha > 0
+        {
             colours.iter_mut().for_each(|value| {
                 *value = (255 * u32::from(*value)).div_euclid(u32::from(*alpha)).min(255) as u8;
             });

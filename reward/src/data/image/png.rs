@@ -43,7 +43,7 @@ fn decode_whole(bytes: &[u8]) -> Result<Result<Picture, String>, DecodingError> 
     }
     // A transparent colour or palette expands to an alpha that Pillow does not look at.
     let channels = frame.color_type.samples();
-    if channels > mode.pixel_type().components() {
+    if channels > mode.pixel_type().size() {
         let mut place = 0;
         samples.retain(|_| {
             place += 1;

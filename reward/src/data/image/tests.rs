@@ -97,10 +97,7 @@ fn a_decompression_bomb_is_refused_by_its_header() {
     let mut bomb = golden("rgb.png");
     bomb[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
     let error = failure(&bomb);
-    assert_eq!(
-        error.to_string(),
-        "a/b.jpg: 65536 x 65536 is 4294967296 pixels, more than the limit of 178956970"
-    );
+    assert_eq!(error.to_string(), "a/b.jpg: 65536 x 65536 is 4294967296 pixels, more than the limit of 178956970");
     assert!(error.hint_text().unwrap().contains("--max-pixels"));
 }
 
