@@ -135,7 +135,8 @@ pub fn adam_step(tensors: &AdamTensors, settings: AdamSettings) {
     let AdamSettings { rate, beta1, beta2, weight_decay, epsilon, decoupled } = settings;
     let parameters = pointers(tensors.parameters.iter().copied());
     let gradients = pointers(&tensors.gradients);
-    let [means, squares, steps] = [&tensors.means, &tensors.squares, &tensors.steps].map(|all| pointers(all.iter().copied()));
+    let [means, squares, steps] =
+        [&tensors.means, &tensors.squares, &tensors.steps].map(|all| pointers(all.iter().copied()));
     // SAFETY: five arrays of the same length of valid tensors.
     check(unsafe {
         sr_adam_step(

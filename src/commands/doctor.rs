@@ -2,8 +2,11 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use serde::Serialize;
+
+use crate::cli::DoctorArgs;
 
 /// What this machine and this build have. `--json` prints it as it is.
 #[derive(Debug, Serialize)]
@@ -74,8 +77,15 @@ pub(crate) struct Missing {
     pub(crate) hint: &'static str,
 }
 
+pub(crate) fn run(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let report = report();
+    let text = if arguments.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
+    super::print(text.trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Looks at this machine and this build.
-pub(crate) fn report() -> Doctor {
+fn report() -> Doctor {
     let mut missing = Vec::new();
     let libtorch = libtorch(&mut missing);
     let turbojpeg = cfg!(feature = "turbojpeg");

@@ -62,7 +62,9 @@ impl LayerNorm {
     /// `x`: `[.., width]`; gives the same shape and kind.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let (weight, bias) = (self.weight.to_kind(Kind::Float), self.bias.to_kind(Kind::Float));
-        x.to_kind(Kind::Float).layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, false).to_kind(x.kind())
+        x.to_kind(Kind::Float)
+            .layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, false)
+            .to_kind(x.kind())
     }
 }
 
@@ -83,9 +85,8 @@ pub(crate) struct Block {
 
 impl Block {
     fn new(parameters: &Parameters, prefix: &str, config: &TowerConfig, causal: bool) -> Self {
-        let linear = |name: &str| {
-            Linear::new(parameters, &format!("{prefix}.{name}.weight"), &format!("{prefix}.{name}.bias"))
-        };
+        let linear =
+            |name: &str| Linear::new(parameters, &format!("{prefix}.{name}.weight"), &format!("{prefix}.{name}.bias"));
         let norm = |name: &str| LayerNorm::new(parameters, &format!("{prefix}.{name}"), config.layer_norm_eps);
         let own = format!("{prefix}.");
         Self {
@@ -102,8 +103,11 @@ impl Block {
             heads: config.heads as i64,
             activation: config.activation,
             causal,
-            parameters: parameters.range(own.clone()..).take_while(|(name, _)| name.starts_with(&own))
-                .map(|(_, tensor)| tensor.shallow_clone()).collect(),
+            parameters: parameters
+                .range(own.clone()..)
+                .take_while(|(name, _)| name.starts_with(&own))
+                .map(|(_, tensor)| tensor.shallow_clone())
+                .collect(),
         }
     }
 
@@ -125,9 +129,8 @@ impl Block {
     fn forward(&self, x: &Tensor) -> Tensor {
         let qkv = self.in_proj.forward(&self.ln_1.forward(x)).chunk(3, -1);
         let [query, key, value] = [0, 1, 2].map(|part: usize| self.split_heads(&qkv[part]));
-        let attended = Tensor::scaled_dot_product_attention(
-            &query, &key, &value, None::<&Tensor>, 0.0, self.causal, None, false,
-        );
+        let attended =
+            Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, self.causal, None, false);
         self.finish(x, &attended)
     }
 
@@ -181,9 +184,7 @@ pub(crate) struct Blocks(Vec<Block>);
 impl Blocks {
     /// `prefix`: `visual.` or empty.
     pub(crate) fn new(parameters: &Parameters, prefix: &str, config: &TowerConfig, causal: bool) -> Self {
-        let block = |index| {
-            Block::new(parameters, &format!("{prefix}transformer.resblocks.{index}"), config, causal)
-        };
+        let block = |index| Block::new(parameters, &format!("{prefix}transformer.resblocks.{index}"), config, causal);
         Self((0..config.layers).map(block).collect())
     }
 

@@ -183,7 +183,9 @@ impl ClipConfig {
         let positions = shape("visual.positional_embedding", 2)?[0];
         let grid = positions.saturating_sub(1).isqrt();
         if grid == 0 || grid * grid + 1 != positions {
-            return Err(Error::data(format!("`visual.positional_embedding`: {positions} positions are no square grid plus one")));
+            return Err(Error::data(format!(
+                "`visual.positional_embedding`: {positions} positions are no square grid plus one"
+            )));
         }
         let text_positions = shape("positional_embedding", 2)?;
         let (context_length, text_width) = (text_positions[0], text_positions[1]);
@@ -306,6 +308,27 @@ impl ClipConfig {
             "vision_config": vision,
             "torch_dtype": "float32",
         })
+    }
+}
+
+/// What was chosen, for the log: heads and activation may come from a rule.
+impl std::fmt::Display for ClipConfig {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { embed_dim, vision, image_size, patch_size, text, .. } = self;
+        write!(
+            formatter,
+            "CLIP, {image_size} px in patches of {patch_size}, vision {} × {} with {} heads, text {} × {} with {} heads, {}, embedding {embed_dim}",
+            vision.layers,
+            vision.width,
+            vision.heads,
+            text.layers,
+            text.width,
+            text.heads,
+            match vision.activation {
+                Activation::QuickGelu => "quick-gelu",
+                Activation::Gelu => "gelu",
+            },
+        )
     }
 }
 

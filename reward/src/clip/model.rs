@@ -104,7 +104,8 @@ impl Clip {
                 *slot = i64::from(*id);
             }
         }
-        let ends: Vec<i64> = prompts.iter().map(|tokens| self.config.end_of_text.position(&tokens.ids) as i64).collect();
+        let ends: Vec<i64> =
+            prompts.iter().map(|tokens| self.config.end_of_text.position(&tokens.ids) as i64).collect();
         let ids = Tensor::from_slice(&ids).view([prompts.len() as i64, longest as i64]);
         (ids.to_device(self.device), Tensor::from_slice(&ends).to_device(self.device))
     }
@@ -159,13 +160,16 @@ impl Clip {
         let patches = pixels.to_kind(self.kind).conv2d(&kernel, None::<&Tensor>, [stride, stride], [0, 0], [1, 1], 1);
         let patches = patches.flatten(2, 3).transpose(1, 2);
         let batch = pixels.size()[0];
-        let class = self.parameters["visual.class_embedding"].to_kind(self.kind).view([1, 1, -1]).expand([batch, 1, -1], false);
-        let tokens = Tensor::cat(&[class, patches], 1) + self.parameters["visual.positional_embedding"].to_kind(self.kind);
+        let class =
+            self.parameters["visual.class_embedding"].to_kind(self.kind).view([1, 1, -1]).expand([batch, 1, -1], false);
+        let tokens =
+            Tensor::cat(&[class, patches], 1) + self.parameters["visual.positional_embedding"].to_kind(self.kind);
         self.ln_pre.forward(&tokens)
     }
 
     fn text_tokens(&self, ids: &Tensor) -> Tensor {
-        let tokens = Tensor::embedding(&self.parameters["token_embedding.weight"], ids, -1, false, false).to_kind(self.kind);
+        let tokens =
+            Tensor::embedding(&self.parameters["token_embedding.weight"], ids, -1, false, false).to_kind(self.kind);
         tokens + self.parameters["positional_embedding"].narrow(0, 0, ids.size()[1]).to_kind(self.kind)
     }
 

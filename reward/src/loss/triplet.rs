@@ -8,7 +8,8 @@ use super::Embeddings;
 /// The mean over the batch, a scalar. On unit vectors it is `relu(2 (cos_n − cos_p) + margin)`: a pair whose cosines differ
 /// by more than `margin / 2` is left alone.
 pub fn triplet(embeddings: &Embeddings, margin: f64) -> Tensor {
-    let distance = |image: &Tensor| (&embeddings.text - image).square().sum_dim_intlist([-1_i64].as_slice(), false, Kind::Float);
+    let distance =
+        |image: &Tensor| (&embeddings.text - image).square().sum_dim_intlist([-1_i64].as_slice(), false, Kind::Float);
     (distance(&embeddings.positive) - distance(&embeddings.negative) + margin).relu().mean(Kind::Float)
 }
 

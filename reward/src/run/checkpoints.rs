@@ -31,7 +31,8 @@ pub fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
 /// What `write` says, or the disk is full; what was there stays.
 pub fn replace_folder(folder: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let (partial, old) = (folder.with_file_name(format!(".{name}.partial")), folder.with_file_name(format!(".{name}.old")));
+    let (partial, old) =
+        (folder.with_file_name(format!(".{name}.partial")), folder.with_file_name(format!(".{name}.old")));
     for leftover in [&partial, &old] {
         if leftover.exists() {
             fs_err::remove_dir_all(leftover)?;

@@ -36,8 +36,12 @@ impl RunFolder {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 let holder = fs_err::read_to_string(&lock_path).unwrap_or_default();
-                return Err(Error::data(format!("{}: another run is working here (process {})", path.display(), holder.trim()))
-                    .hint("wait for it, or give another --save-folder"));
+                return Err(Error::data(format!(
+                    "{}: another run is working here (process {})",
+                    path.display(),
+                    holder.trim()
+                ))
+                .hint("wait for it, or give another --save-folder"));
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
         }

@@ -45,7 +45,9 @@ impl Engine for Fast {
 
 /// Runs `embed` without a graph and gives the unit rows of its `[n, E]` answer.
 fn rows(embed: impl FnOnce() -> Tensor) -> Result<Vec<Vec<f32>>> {
-    let embedded = catch_unwind(AssertUnwindSafe(|| tch::no_grad(|| unit(&embed()).to_device(Device::Cpu))))
-        .map_err(|panic| Error::data(format!("libtorch: {}", panic_text(&*panic))).hint("a smaller --batch-size needs less memory"))?;
+    let embedded =
+        catch_unwind(AssertUnwindSafe(|| tch::no_grad(|| unit(&embed()).to_device(Device::Cpu)))).map_err(|panic| {
+            Error::data(format!("libtorch: {}", panic_text(&*panic))).hint("a smaller --batch-size needs less memory")
+        })?;
     Vec::try_from(embedded).map_err(|error| Error::data("embeddings cannot be read back").caused_by(error))
 }

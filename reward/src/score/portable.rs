@@ -62,7 +62,8 @@ impl Portable {
         let mut x = x;
         for block in 0..tower.layers {
             let key = |name: &str| format!("{prefix}transformer.resblocks.{block}.{name}");
-            let linear = |x: &Tensor, name: &str| self.linear(x, &key(&format!("{name}.weight")), &key(&format!("{name}.bias")));
+            let linear =
+                |x: &Tensor, name: &str| self.linear(x, &key(&format!("{name}.weight")), &key(&format!("{name}.bias")));
             let normed = self.norm(&x, &key("ln_1"), tower.layer_norm_eps)?;
             let qkv = self.linear(&normed, &key("attn.in_proj_weight"), &key("attn.in_proj_bias"))?;
             let head = |part: usize| {
@@ -71,7 +72,8 @@ impl Portable {
             };
             let scores = (head(0)?.matmul(&head(1)?.t()?)? * (head_width as f64).powf(-0.5))?;
             let scores = if causal { scores.broadcast_add(&mask)? } else { scores };
-            let attended = softmax_last_dim(&scores)?.matmul(&head(2)?)?.transpose(1, 2)?.reshape((batch, tokens, width))?;
+            let attended =
+                softmax_last_dim(&scores)?.matmul(&head(2)?)?.transpose(1, 2)?.reshape((batch, tokens, width))?;
             x = (x + linear(&attended, "attn.out_proj")?)?;
             let hidden = linear(&self.norm(&x, &key("ln_2"), tower.layer_norm_eps)?, "mlp.c_fc")?;
             let hidden = match tower.activation {
@@ -93,7 +95,8 @@ impl Portable {
         let patches = patches.flatten_from(2)?.transpose(1, 2)?;
         let class = self.parameters["visual.class_embedding"].reshape((1, 1, vision.width))?;
         let class = class.broadcast_as((pixels.dim(0)?, 1, vision.width))?;
-        let tokens = Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.parameters["visual.positional_embedding"])?;
+        let tokens =
+            Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.parameters["visual.positional_embedding"])?;
         let tokens = self.norm(&tokens, "visual.ln_pre", vision.layer_norm_eps)?;
         let tokens = self.blocks(tokens, "visual.", vision, false)?;
         let pooled = self.norm(&tokens.narrow(1, 0, 1)?.squeeze(1)?, "visual.ln_post", vision.layer_norm_eps)?;

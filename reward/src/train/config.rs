@@ -32,24 +32,20 @@ pub struct TrainConfig {
     /// Parquet files or globs with the training triplets.
     pub training_file: Vec<String>,
     /// What trains.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub training_mode: Option<TrainingMode>,
     /// Triplets of one optimizer step.
     pub batch_size: usize,
     /// Passes over the training triplets.
     pub n_epochs: usize,
     /// Receives checkpoints, metrics and the final model.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub save_folder: Option<PathBuf>,
     /// The loss.
     pub loss_name: LossName,
     /// Checkpoint to start from instead of the base.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub checkout_path: Option<String>,
     /// Learning rate after the warm-up.
     pub learning_rate: f64,
     /// Base model; with `checkout_path`, only its architecture counts.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Parquet files or globs with held-out triplets.
     pub validation_file: Vec<String>,
@@ -62,24 +58,20 @@ pub struct TrainConfig {
     /// Micro-batches that one batch is split into.
     pub gradient_accumulation: usize,
     /// Gradients with a larger norm are scaled down to it; absent: never.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
     /// How the learning rate moves.
     pub schedule: Schedule,
     /// Steps of linear warm-up.
     pub warmup_steps: usize,
     /// Stop after so many steps, whatever `n_epochs` says.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<usize>,
     /// Margin of the triplet loss.
     pub margin: f64,
     /// Pictures with more pixels are refused; absent: Pillow's limit.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pixels: Option<u64>,
     /// Apply the EXIF orientation (the original does not).
     pub exif_rotate: bool,
     /// Overrides the model's activation.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
     /// Recompute activations in the backward pass to save memory.
     pub gradient_checkpointing: bool,
@@ -88,13 +80,10 @@ pub struct TrainConfig {
     /// Where the frozen prefix's activations are kept: `off`, `ram` or a folder.
     pub cache: String,
     /// Budget of the cache in GB; absent: a quarter of the free memory, or 100 GB on disk.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_gb: Option<f64>,
     /// Threads that decode images; absent: one per core.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub num_workers: Option<usize>,
     /// Relative image paths resolve against this folder instead of the parquet's.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub image_root: Option<PathBuf>,
     /// What an unreadable image does.
     pub on_bad_image: OnBadImage,
@@ -176,10 +165,15 @@ impl TrainConfig {
                 return Ok(());
             }
             let flag = name.replace('_', "-");
-            Err(Error::usage(format!("--{flag} is missing: {what}")).hint(format!("or `{name} = …` in the --config file")))
+            Err(Error::usage(format!("--{flag} is missing: {what}"))
+                .hint(format!("or `{name} = …` in the --config file")))
         };
         require(!self.training_file.is_empty(), "training_file", "a parquet file of triplets")?;
-        require(self.training_mode.is_some(), "training_mode", "what to train, for example visual_upper_layers_textual_upper_layers")?;
+        require(
+            self.training_mode.is_some(),
+            "training_mode",
+            "what to train, for example visual_upper_layers_textual_upper_layers",
+        )?;
         require(self.save_folder.is_some(), "save_folder", "a folder for checkpoints and the final model")?;
         let positive = |holds: bool, name: &str, value: &dyn std::fmt::Display, wanted: &str| {
             if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
@@ -188,7 +182,12 @@ impl TrainConfig {
         positive(self.batch_size > 0, "batch_size", &self.batch_size, "at least 1")?;
         positive(self.n_epochs > 0, "n_epochs", &self.n_epochs, "at least 1")?;
         positive(above_zero(self.learning_rate), "learning_rate", &self.learning_rate, "a positive number")?;
-        positive(self.margin >= 0.0 && self.margin.is_finite(), "margin", &self.margin, "a number that is not negative")?;
+        positive(
+            self.margin >= 0.0 && self.margin.is_finite(),
+            "margin",
+            &self.margin,
+            "a number that is not negative",
+        )?;
         positive(
             (1..=self.batch_size).contains(&self.gradient_accumulation),
             "gradient_accumulation",

@@ -244,19 +244,22 @@ impl<'a> Encoder<'a> {
             Depth::Whole => self.clip.config.embed_dim,
         };
         let kind = if depth == Depth::Whole { Kind::Float } else { self.clip.kind };
-        let activations: Vec<Tensor> = tokens.iter().map(|tokens| {
-            let bytes: Vec<u8> = tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-            let key = blake3::hash(&[b"prompt".as_slice(), &bytes].concat());
-            let cached = self.fetcher.cache.get(key, width, kind).map(|tensor| tensor.to_device(self.clip.device));
-            cached.unwrap_or_else(|| {
-                let (ids, ends) = self.clip.token_ids(&[tokens]);
-                // [1, T, width], or [1, embed_dim]
-                let activation = tch::no_grad(|| self.clip.text_prefix(&ids, &ends, depth));
-                let activation = if depth == Depth::Whole { activation } else { activation.squeeze_dim(0) };
-                self.fetcher.cache.put(key, &activation);
-                activation
+        let activations: Vec<Tensor> = tokens
+            .iter()
+            .map(|tokens| {
+                let bytes: Vec<u8> = tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                let key = blake3::hash(&[b"prompt".as_slice(), &bytes].concat());
+                let cached = self.fetcher.cache.get(key, width, kind).map(|tensor| tensor.to_device(self.clip.device));
+                cached.unwrap_or_else(|| {
+                    let (ids, ends) = self.clip.token_ids(&[tokens]);
+                    // [1, T, width], or [1, embed_dim]
+                    let activation = tch::no_grad(|| self.clip.text_prefix(&ids, &ends, depth));
+                    let activation = if depth == Depth::Whole { activation } else { activation.squeeze_dim(0) };
+                    self.fetcher.cache.put(key, &activation);
+                    activation
+                })
             })
-        }).collect();
+            .collect();
         let longest = activations.iter().map(|tensor| tensor.size()[0]).max().unwrap_or(0);
         let padded: Vec<Tensor> =
             activations.iter().map(|tensor| tensor.constant_pad_nd([0, 0, 0, longest - tensor.size()[0]])).collect();

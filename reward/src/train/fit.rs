@@ -33,9 +33,6 @@ use crate::{
     weights::{Checkpoint, OpenOptions},
 };
 
-/// The base of the original.
-pub const DEFAULT_MODEL: &str = "openai/clip-vit-large-patch14";
-
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
@@ -55,7 +52,8 @@ pub enum Ended {
 /// Settings, data or model that do not fit; a failing disk; a loss that stays non-finite; libtorch out of memory.
 pub fn train(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
     config.check()?;
-    catch_unwind(AssertUnwindSafe(|| run(config, resume, observer, stop))).unwrap_or_else(|panic| Err(from_panic(&*panic)))
+    catch_unwind(AssertUnwindSafe(|| run(config, resume, observer, stop)))
+        .unwrap_or_else(|panic| Err(from_panic(&*panic)))
 }
 
 /// libtorch reports by panicking, through tch: out of memory above all.
@@ -64,7 +62,9 @@ fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
     let memory = first_line.contains("out of memory") || first_line.contains("can't allocate memory");
     let error = Error::data(format!("training stopped in libtorch: {first_line}"));
     if memory {
-        error.hint("raise --gradient-accumulation or add --gradient-checkpointing; --resume goes on from the last checkpoint")
+        error.hint(
+            "raise --gradient-accumulation or add --gradient-checkpointing; --resume goes on from the last checkpoint",
+        )
     } else {
         error.hint("--resume goes on from the last checkpoint")
     }
@@ -77,10 +77,12 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     let device = config.device.resolve()?;
     let folder = RunFolder::claim(save_folder)?;
     let resumed_from = resume_point(&folder, config, resume)?;
-    let source = open_model(config)?;
+    let options = OpenOptions { activation: config.activation, seed: config.seed, architecture: None };
+    let source = Checkpoint::open_base(config.checkout_path.as_deref(), config.model.as_deref(), options)?;
+    source.check_vocabulary()?;
     let data = prepare(config, &source.config, observer, stop)?;
     folder.write_config(config)?;
-    observer.event(&Event::Note(&describe(&source)));
+    observer.event(&Event::Note(&source.config.to_string()));
 
     let progress = match &resumed_from {
         Some(path) => load_progress(path)?,
@@ -122,7 +124,10 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
         load_state(path, &mut fit.stepper.adam, &clip)?;
         let threads = tch::get_num_threads() as usize;
         if threads != fit.progress.threads {
-            let text = format!("resumed with {threads} threads instead of {}: the last bits will differ", fit.progress.threads);
+            let text = format!(
+                "resumed with {threads} threads instead of {}: the last bits will differ",
+                fit.progress.threads
+            );
             observer.event(&Event::Warning(&text));
         }
     }
@@ -135,7 +140,8 @@ fn resume_point(folder: &RunFolder, config: &TrainConfig, resume: bool) -> Resul
     let Some(earlier) = folder.earlier_config::<TrainConfig>()? else { return Ok(None) };
     let place = folder.path().display();
     if !resume {
-        return Err(Error::usage(format!("{place} holds another run")).hint("--resume goes on with it; or give another --save-folder"));
+        return Err(Error::usage(format!("{place} holds another run"))
+            .hint("--resume goes on with it; or give another --save-folder"));
     }
     let changed = config.changed_since(&earlier);
     if !changed.is_empty() {
@@ -145,38 +151,6 @@ fn resume_point(folder: &RunFolder, config: &TrainConfig, resume: bool) -> Resul
     Ok(checkpoints::list(folder.path())?.pop().map(|(_, path)| path))
 }
 
-fn open_model(config: &TrainConfig) -> Result<Checkpoint> {
-    let options = OpenOptions { activation: config.activation, seed: config.seed, architecture: None };
-    let base = || Checkpoint::open(config.model.as_deref().unwrap_or(DEFAULT_MODEL), options);
-    let checkpoint = match (&config.checkout_path, &config.model) {
-        (None, _) => base()?,
-        (Some(path), None) => Checkpoint::open(path, options)?,
-        (Some(path), Some(_)) => {
-            let architecture = base()?.config;
-            Checkpoint::open(path, OpenOptions { architecture: Some(&architecture), ..options })?
-        }
-    };
-    checkpoint.check_vocabulary()?;
-    Ok(checkpoint)
-}
-
-fn describe(source: &Checkpoint) -> String {
-    let config = &source.config;
-    format!(
-        "model: {}×{} px, vision {} × {} ({} heads, {:?}), text {} × {} ({} heads), embedding {}",
-        config.image_size,
-        config.image_size,
-        config.vision.layers,
-        config.vision.width,
-        config.vision.heads,
-        config.vision.activation,
-        config.text.layers,
-        config.text.width,
-        config.text.heads,
-        config.embed_dim,
-    )
-}
-
 fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable: Trainable) -> Result<PrefixCache> {
     let gigabytes = |gigabytes: f64| (gigabytes * 1e9) as u64;
     match config.cache.as_str() {
@@ -184,7 +158,8 @@ fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable:
         "ram" => Ok(PrefixCache::ram(config.cache_gb.map_or_else(quarter_of_free_memory, gigabytes))),
         folder => {
             let mut context = blake3::Hasher::new();
-            let settings = (source.config.image_size, config.exif_rotate, config.fast_decode, config.max_pixels, clip.kind);
+            let settings =
+                (source.config.image_size, config.exif_rotate, config.fast_decode, config.max_pixels, clip.kind);
             context.update(format!("1 {settings:?} {trainable:?}").as_bytes());
             for (name, shape) in source.config.parameters() {
                 if !trainable.trains(&name) {
@@ -289,9 +264,9 @@ impl Fit<'_> {
         let micro = self.config.batch_size.div_ceil(self.config.gradient_accumulation);
         let mut plan = Plan::new(self.config, training);
         let steps = self.progress.step + 1..=self.total_steps();
-        let images = steps.clone().flat_map(move |step| {
-            plan.batch(step).chunks(micro).flat_map(distinct_images).collect::<Vec<_>>()
-        });
+        let images = steps
+            .clone()
+            .flat_map(move |step| plan.batch(step).chunks(micro).flat_map(distinct_images).collect::<Vec<_>>());
         ordered(
             images,
             workers(self.config),
@@ -318,13 +293,15 @@ impl Fit<'_> {
             let batch = plan.batch(step);
             let micro_batches = self.gather(&batch, micro, fetched)?;
             let rows = micro_batches.iter().map(|(rows, _)| rows.len()).sum();
-            let rate = self.config.learning_rate
-                * self.config.schedule.factor(step, total, self.config.warmup_steps);
+            let rate = self.config.learning_rate * self.config.schedule.factor(step, total, self.config.warmup_steps);
             let (encoder, training) = (&self.encoder, self.training);
             let inputs = micro_batches.into_iter().map(|(rows, fetched)| encoder.inputs(training, &rows, fetched));
             let outcome = self.stepper.step(encoder, inputs, rows, rate)?;
             if !outcome.applied {
-                let text = format!("step {step}: non-finite loss or gradient ({}, {}): step left out", outcome.loss, outcome.gradient_norm);
+                let text = format!(
+                    "step {step}: non-finite loss or gradient ({}, {}): step left out",
+                    outcome.loss, outcome.gradient_norm
+                );
                 self.observer.event(&Event::Warning(&text));
             }
             self.progress.step = step;
@@ -378,7 +355,8 @@ impl Fit<'_> {
             }
         }
         if micro_batches.is_empty() {
-            return Err(Error::data("a batch has no readable image").hint("--preflight full finds every bad image before training"));
+            return Err(Error::data("a batch has no readable image")
+                .hint("--preflight full finds every bad image before training"));
         }
         Ok(micro_batches)
     }

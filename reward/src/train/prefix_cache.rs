@@ -28,7 +28,10 @@ enum Store {
     Off,
     Ram(Mutex<HashMap<Hash, Tensor>>),
     /// `context` names weights, preprocessing and precision.
-    Disk { folder: PathBuf, context: Hash },
+    Disk {
+        folder: PathBuf,
+        context: Hash,
+    },
 }
 
 const CHECKSUM: usize = 32;
@@ -106,7 +109,8 @@ impl PrefixCache {
                 let mut data = vec![0; bytes as usize];
                 host.copy_data_u8(&mut data, host.numel());
                 let entry = [blake3::hash(&data).as_bytes().as_slice(), &data].concat();
-                let written = replace_file(&folder.join(file_name(*context, key)), |partial| Ok(fs_err::write(partial, entry)?));
+                let written =
+                    replace_file(&folder.join(file_name(*context, key)), |partial| Ok(fs_err::write(partial, entry)?));
                 drop(written);
             }
         }

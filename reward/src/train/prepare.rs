@@ -35,7 +35,12 @@ pub(super) fn decode_options(config: &TrainConfig, clip: &ClipConfig) -> DecodeO
 ///
 /// # Errors
 /// The data cannot be read, or the preflight found errors.
-pub(super) fn prepare(config: &TrainConfig, clip: &ClipConfig, observer: &dyn Observer, stop: &AtomicBool) -> Result<Data> {
+pub(super) fn prepare(
+    config: &TrainConfig,
+    clip: &ClipConfig,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Data> {
     let options = ReadOptions { image_root: config.image_root.clone(), slice_by: None };
     let mut training = Triplets::read(&config.training_file, &options)?;
     let mut validation = match config.validation_file.as_slice() {

@@ -111,7 +111,8 @@ impl Stepper {
     /// <https://arxiv.org/abs/2101.06983>): embeddings without a graph, the loss's gradient at them, then each micro-batch
     /// again with that gradient.
     fn two_passes(&self, encoder: &Encoder, micro_batches: &[Inputs]) -> f64 {
-        let parts: Vec<Embeddings> = micro_batches.iter().map(|inputs| tch::no_grad(|| encoder.embed(inputs))).collect();
+        let parts: Vec<Embeddings> =
+            micro_batches.iter().map(|inputs| tch::no_grad(|| encoder.embed(inputs))).collect();
         let join = |part: fn(&Embeddings) -> &Tensor| Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0);
         let leaf = |part: fn(&Embeddings) -> &Tensor| join(part).set_requires_grad(true);
         let whole = Embeddings {
@@ -127,8 +128,10 @@ impl Stepper {
             let rows = inputs.rows as i64;
             let again = encoder.embed(inputs);
             let dot = |now: &Tensor, leaf: &Tensor| (now * leaf.grad().narrow(0, start, rows)).sum(tch::Kind::Float);
-            (dot(&again.text, &whole.text) + dot(&again.positive, &whole.positive) + dot(&again.negative, &whole.negative))
-                .backward();
+            (dot(&again.text, &whole.text)
+                + dot(&again.positive, &whole.positive)
+                + dot(&again.negative, &whole.negative))
+            .backward();
             start += rows;
         }
         loss.double_value(&[])

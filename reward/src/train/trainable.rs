@@ -114,10 +114,14 @@ mod tests {
         assert_eq!(trained(TrainingMode::VisualUpperLayers).len(), 3 * 12 + 2);
         let paper = trained(TrainingMode::VisualUpperLayersTextualUpperLayers);
         assert_eq!(paper.len(), 3 * 12 + 2 + 2 * 12 + 3);
-        for name in ["visual.transformer.resblocks.21.ln_1.weight", "transformer.resblocks.10.ln_1.weight", "text_projection"] {
+        for name in
+            ["visual.transformer.resblocks.21.ln_1.weight", "transformer.resblocks.10.ln_1.weight", "text_projection"]
+        {
             assert!(paper.iter().any(|trained| trained == name), "{name}");
         }
-        for name in ["visual.proj", "visual.transformer.resblocks.20.ln_1.weight", "transformer.resblocks.9.ln_1.weight"] {
+        for name in
+            ["visual.proj", "visual.transformer.resblocks.20.ln_1.weight", "transformer.resblocks.9.ln_1.weight"]
+        {
             assert!(!paper.iter().any(|trained| trained == name), "{name}");
         }
         assert_eq!(trained(TrainingMode::VisualUpperLayersTextualUpperLayersDeeper).len(), 4 * 12 + 2 + 3 * 12 + 3);

@@ -20,7 +20,11 @@ pub struct TensorFile {
 }
 
 enum Content {
-    Safetensors { map: memmap2::Mmap, start: usize, metadata: Metadata },
+    Safetensors {
+        map: memmap2::Mmap,
+        start: usize,
+        metadata: Metadata,
+    },
     Pickle(Box<PthTensors>),
     #[cfg(feature = "torch")]
     TorchScript(BTreeMap<String, std::sync::Mutex<tch::Tensor>>),
@@ -41,8 +45,10 @@ impl TensorFile {
         match &magic {
             b"PK\x03\x04" => Self::open_zip(path),
             // A pickle that is no zip: the format of PyTorch before 1.6.
-            [0x80, 2..=5, ..] => Err(Error::data(format!("{}: a PyTorch file in the format before 1.6", path.display()))
-                .hint("load it once in Python and save it with safetensors.torch.save_file")),
+            [0x80, 2..=5, ..] => {
+                Err(Error::data(format!("{}: a PyTorch file in the format before 1.6", path.display()))
+                    .hint("load it once in Python and save it with safetensors.torch.save_file"))
+            }
             _ => Self::open_safetensors(path),
         }
     }
@@ -95,9 +101,9 @@ impl TensorFile {
         let Some(parameters) = module.and_then(|module| module.named_parameters().ok()) else {
             return Err(no_tensors(path));
         };
-        let shapes = parameters.iter().map(|(name, tensor)| {
-            (name.clone(), tensor.size().iter().map(|size| *size as usize).collect())
-        });
+        let shapes = parameters
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.size().iter().map(|size| *size as usize).collect()));
         let shapes = shapes.collect();
         let parameters = parameters.into_iter().map(|(name, tensor)| (name, std::sync::Mutex::new(tensor))).collect();
         Ok(Self { path: path.to_owned(), content: Content::TorchScript(parameters), shapes })
@@ -132,7 +138,8 @@ impl TensorFile {
             Content::Safetensors { map, start, metadata } => {
                 let info = metadata.info(name).ok_or_else(|| failed("missing".to_owned()))?;
                 let bytes = &map[start + info.data_offsets.0..start + info.data_offsets.1];
-                floats(bytes, info.dtype).ok_or_else(|| failed(format!("type {:?}, want F32, F16, BF16 or F64", info.dtype)))
+                floats(bytes, info.dtype)
+                    .ok_or_else(|| failed(format!("type {:?}, want F32, F16, BF16 or F64", info.dtype)))
             }
             Content::Pickle(tensors) => tensors
                 .get(name)

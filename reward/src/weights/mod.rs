@@ -46,7 +46,27 @@ pub struct OpenOptions<'a> {
     pub architecture: Option<&'a ClipConfig>,
 }
 
+/// The base of the original.
+pub const DEFAULT_MODEL: &str = "openai/clip-vit-large-patch14";
+
 impl Checkpoint {
+    /// Opens what `--checkout-path` and `--model` name: the checkpoint if there is one, with the architecture of the model
+    /// if that is named too; else the model; else [`DEFAULT_MODEL`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_base(checkout_path: Option<&str>, model: Option<&str>, options: OpenOptions) -> Result<Self> {
+        let Some(path) = checkout_path else { return Self::open(model.unwrap_or(DEFAULT_MODEL), options) };
+        let architecture = model.map(|model| Self::architecture(model, options)).transpose()?;
+        Self::open(path, OpenOptions { architecture: architecture.as_ref(), ..options })
+    }
+
+    /// The architecture of a model; of a folder, only `config.json` is read.
+    fn architecture(model: &str, options: OpenOptions) -> Result<ClipConfig> {
+        let folder = Path::new(model);
+        if folder.is_dir() { folder_config(folder) } else { Ok(Self::locate(model, options)?.config) }
+    }
+
     /// Opens `random:NAME`, a Hugging Face CLIP folder (ours included), a state dict in OpenAI or open_clip layout, or a
     /// hub id (downloaded once, then used offline).
     ///
@@ -80,23 +100,15 @@ impl Checkpoint {
         let is_hub_id = model.split('/').count() == 2 && !model.starts_with(['.', '/', '~']);
         let looks_like_file = [".pt", ".pth", ".safetensors", ".ckpt"].iter().any(|end| model.ends_with(end));
         if !is_hub_id || looks_like_file {
-            return Err(Error::data(format!("{model}: no such file or folder"))
-                .hint("a model is a Hugging Face CLIP folder, a .pth/.pt/.safetensors state dict, a hub id, or random:tiny"));
+            return Err(Error::data(format!("{model}: no such file or folder")).hint(
+                "a model is a Hugging Face CLIP folder, a .pth/.pt/.safetensors state dict, a hub id, or random:tiny",
+            ));
         }
         Self::folder(&download(model)?)
     }
 
     fn folder(folder: &Path) -> Result<Self> {
-        let config_path = folder.join("config.json");
-        if !config_path.is_file() {
-            return Err(Error::data(format!("{}: no config.json in this folder", folder.display()))
-                .hint("a model folder holds config.json and model.safetensors, as transformers' save_pretrained writes them"));
-        }
-        let config = fs_err::read_to_string(&config_path)?;
-        let config: Value = serde_json::from_str(&config)
-            .map_err(|error| Error::data(format!("{}: not JSON", config_path.display())).caused_by(error))?;
-        let config = ClipConfig::from_hugging_face(&config)
-            .map_err(|error| Error::data(format!("{}: {error}", folder.display())))?;
+        let config = folder_config(folder)?;
         let files = weight_files(folder)?.iter().map(|path| TensorFile::open(path)).collect::<Result<_>>()?;
         Ok(Self { config, source: Source::of(files) })
     }
@@ -108,14 +120,18 @@ impl Checkpoint {
             None => {
                 let Source::Files { files, place, layout } = &source else { unreachable!("made from a file") };
                 if *layout == Layout::HuggingFace {
-                    return Err(Error::data(format!("{}: Hugging Face keys without their config.json", path.display()))
-                        .hint("give the folder that holds it, not the file"));
+                    return Err(Error::data(format!(
+                        "{}: Hugging Face keys without their config.json",
+                        path.display()
+                    ))
+                    .hint("give the folder that holds it, not the file"));
                 }
                 let unprefix = |name: &str| match layout {
                     Layout::OpenClipCustomText => name.strip_prefix("text.").unwrap_or(name).to_owned(),
                     _ => name.to_owned(),
                 };
-                let shapes = place.iter().map(|(name, (file, stored))| (unprefix(name), files[*file].shapes()[stored].clone()));
+                let shapes =
+                    place.iter().map(|(name, (file, stored))| (unprefix(name), files[*file].shapes()[stored].clone()));
                 ClipConfig::from_shapes(&shapes.collect()).map_err(|error| {
                     let hint = error.hint_text().unwrap_or_default().to_owned();
                     Error::data(format!("{}: {error}", path.display())).hint(hint)
@@ -169,8 +185,11 @@ impl Checkpoint {
         if self.config.vocab_size == VOCABULARY {
             return Ok(());
         }
-        Err(Error::data(format!("the model has {} tokens, OpenAI's CLIP vocabulary {VOCABULARY}", self.config.vocab_size))
-            .hint("models with another tokenizer are not supported"))
+        Err(Error::data(format!(
+            "the model has {} tokens, OpenAI's CLIP vocabulary {VOCABULARY}",
+            self.config.vocab_size
+        ))
+        .hint("models with another tokenizer are not supported"))
     }
 
     /// The values of the parameter with OpenAI key `name`, fp32, row-major in the OpenAI shape.
@@ -209,7 +228,9 @@ impl Source {
         for (index, file) in files.iter().enumerate() {
             for stored in file.shapes().keys() {
                 let mut name = stored.as_str();
-                while let Some(rest) = ["module.", "model.", "_orig_mod."].iter().find_map(|prefix| name.strip_prefix(prefix)) {
+                while let Some(rest) =
+                    ["module.", "model.", "_orig_mod."].iter().find_map(|prefix| name.strip_prefix(prefix))
+                {
                     name = rest;
                 }
                 place.insert(name.to_owned(), (index, stored.clone()));
@@ -218,6 +239,19 @@ impl Source {
         let layout = Layout::detect(place.keys().map(String::as_str));
         Self::Files { files, place, layout }
     }
+}
+
+fn folder_config(folder: &Path) -> Result<ClipConfig> {
+    let config_path = folder.join("config.json");
+    if !config_path.is_file() {
+        return Err(Error::data(format!("{}: no config.json in this folder", folder.display())).hint(
+            "a model folder holds config.json and model.safetensors, as transformers' save_pretrained writes them",
+        ));
+    }
+    let config = fs_err::read_to_string(&config_path)?;
+    let config: Value = serde_json::from_str(&config)
+        .map_err(|error| Error::data(format!("{}: not JSON", config_path.display())).caused_by(error))?;
+    ClipConfig::from_hugging_face(&config).map_err(|error| Error::data(format!("{}: {error}", folder.display())))
 }
 
 /// `[rows, columns]` row-major to `[columns, rows]`.

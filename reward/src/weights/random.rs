@@ -29,7 +29,6 @@ pub fn parameter(config: &ClipConfig, name: &str, shape: &[usize], seed: u64) ->
     key.copy_from_slice(blake3::hash(format!("{seed}/{name}").as_bytes()).as_bytes());
     let mut stream = ChaCha8Rng::from_seed(key);
     // Deviations above are positive and finite, so the distribution exists.
-    Normal::new(0.0, deviation as f32).map_or_else(|_| vec![0.0; count], |normal| {
-        normal.sample_iter(&mut stream).take(count).collect()
-    })
+    Normal::new(0.0, deviation as f32)
+        .map_or_else(|_| vec![0.0; count], |normal| normal.sample_iter(&mut stream).take(count).collect())
 }
