@@ -309,6 +309,9 @@ pub(crate) struct DemoArgs {
     /// Write just the toy data, here
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     pub(crate) data_only: Option<PathBuf>,
+    /// Training triplets; a tenth as many for validation, a quarter as many for the test
+    #[arg(long, value_name = "N", default_value_t = 6000)]
+    pub(crate) triplets: usize,
     /// Seed of data, weights and shuffling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,

@@ -14,12 +14,12 @@ use crate::{
     progress::Progress,
 };
 
-const COUNTS: TripletCounts = TripletCounts { train: 6000, validation: 600, test: 1500 };
-
 pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     let progress = Progress::new();
     let folder = arguments.data_only.clone().unwrap_or_else(|| arguments.output.join("data"));
-    let written = write_triplets(&folder, arguments.seed, COUNTS)?;
+    let train = arguments.triplets;
+    let counts = TripletCounts { train, validation: train.div_ceil(10), test: train.div_ceil(4) };
+    let written = write_triplets(&folder, arguments.seed, counts)?;
     for split in [&written.train, &written.validation, &written.test] {
         let Split { file, triplets, prompts, ceiling } = split;
         progress

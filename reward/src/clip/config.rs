@@ -332,13 +332,11 @@ impl std::fmt::Display for ClipConfig {
     }
 }
 
-/// `text_config` with `text_config_dict` over it, as transformers merges the two (OpenAI's own folders carry both).
+/// `text_config`; where there is a `text_config_dict` (OpenAI's own folders carry both), that alone, as transformers fills it
+/// with defaults and lets it win.
 fn section(config: &Value, name: &str) -> Map<String, Value> {
-    let mut section = config.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
-    if let Some(over) = config.get(format!("{name}_dict")).and_then(Value::as_object) {
-        section.extend(over.clone());
-    }
-    section
+    let object = |name: &str| config.get(name).and_then(Value::as_object).cloned();
+    object(&format!("{name}_dict")).or_else(|| object(name)).unwrap_or_default()
 }
 
 #[cfg(test)]

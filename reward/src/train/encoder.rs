@@ -151,8 +151,8 @@ impl<'a> Encoder<'a> {
         let mut images = Distinct::default();
         let mut prompts = Distinct::default();
         let indices = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(self.clip.device);
-        let positive: Vec<i64> = rows.iter().map(|row| images.place(row.positive)).collect();
-        let negative: Vec<i64> = rows.iter().map(|row| images.place(row.negative)).collect();
+        let (positive, negative): (Vec<i64>, Vec<i64>) =
+            rows.iter().map(|row| (images.place(row.positive), images.place(row.negative))).unzip();
         let prompt: Vec<i64> = rows.iter().map(|row| prompts.place(row.prompt)).collect();
         let (texts, ends) = self.texts(examples, &prompts.order);
         Ok(Inputs {
@@ -287,6 +287,9 @@ impl Distinct {
 /// The distinct images of `rows` in the order a batch needs them.
 pub fn distinct_images(rows: &[Triplet]) -> Vec<u32> {
     let mut images = Distinct::default();
-    rows.iter().flat_map(|row| [row.positive, row.negative]).for_each(|image| drop(images.place(image)));
+    for row in rows {
+        images.place(row.positive);
+        images.place(row.negative);
+    }
     images.order
 }

@@ -164,7 +164,9 @@ fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable:
             for (name, shape) in source.config.parameters() {
                 if !trainable.trains(&name) {
                     context.update(name.as_bytes());
-                    source.read(&name, &shape)?.iter().for_each(|value| drop(context.update(&value.to_le_bytes())));
+                    for value in source.read(&name, &shape)? {
+                        context.update(&value.to_le_bytes());
+                    }
                 }
             }
             PrefixCache::disk(folder.into(), context.finalize(), gigabytes(config.cache_gb.unwrap_or(100.0)))

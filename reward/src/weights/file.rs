@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -41,7 +42,7 @@ impl TensorFile {
         if length == 0 {
             return Err(Error::data(format!("{}: empty file, want tensors", path.display())));
         }
-        std::io::Read::read_exact(&mut fs_err::File::open(path)?, &mut magic[..length.min(4) as usize])?;
+        fs_err::File::open(path)?.read_exact(&mut magic[..length.min(4) as usize])?;
         match &magic {
             b"PK\x03\x04" => Self::open_zip(path),
             // A pickle that is no zip: the format of PyTorch before 1.6.
@@ -157,12 +158,17 @@ impl TensorFile {
     }
 }
 
-/// A TorchScript archive carries its code; a state dict does not.
+/// The list of files at the end of a TorchScript archive has a `constants.pkl`; a state dict's has none.
 fn is_torch_script(path: &Path) -> bool {
-    let Ok(bytes) = fs_err::read(path) else { return false };
-    // The central directory at the end lists `<name>/constants.pkl` (only TorchScript has it).
-    let tail = &bytes[bytes.len().saturating_sub(1 << 20)..];
-    tail.windows(14).any(|window| window == b"/constants.pkl")
+    let tail = || -> std::io::Result<Vec<u8>> {
+        let mut file = fs_err::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(1 << 20)))?;
+        let mut tail = Vec::new();
+        file.read_to_end(&mut tail)?;
+        Ok(tail)
+    };
+    tail().is_ok_and(|tail| tail.windows(14).any(|window| window == b"/constants.pkl"))
 }
 
 fn no_tensors(path: &Path) -> Error {
