@@ -130,7 +130,8 @@ fn as_parquet(rows: &[Scored]) -> Result<Vec<u8>> {
     let schema = Arc::new(parse_message_type(schema)?);
     let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::default()))?;
     let mut group = file.next_row_group()?;
-    for text in [|row: &Scored| row.path.as_str(), |row: &Scored| row.prompt.as_str()] {
+    let texts: [fn(&Scored) -> &str; 2] = [|row| &row.path, |row| &row.prompt];
+    for text in texts {
         let values: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(text(row))).collect();
         let mut column = group.next_column()?.context("the schema has this column")?;
         column.typed::<ByteArrayType>().write_batch(&values, None, None)?;

@@ -114,8 +114,11 @@ impl Clip {
     ///
     /// `pixels`: `[B, 3, S, S]`, normalised; gives `[B, T, width]`, or `[B, embed_dim]` at [`Depth::Whole`].
     pub fn image_prefix(&self, pixels: &Tensor, depth: Depth) -> Tensor {
-        let Depth::Blocks(blocks) = depth else { return self.image_suffix(pixels, Depth::Input) };
-        self.visual.forward(&self.image_tokens(pixels), 0..blocks, false)
+        match depth {
+            Depth::Input => pixels.shallow_clone(),
+            Depth::Blocks(blocks) => self.visual.forward(&self.image_tokens(pixels), 0..blocks, false),
+            Depth::Whole => self.image_suffix(pixels, Depth::Input),
+        }
     }
 
     /// The image tower from `depth` to the embedding `[B, embed_dim]`, not normalised, fp32.
@@ -134,8 +137,11 @@ impl Clip {
 
     /// The text tower from its input to `depth`. `ids`, `ends`: as [`Clip::token_ids`] gives them.
     pub fn text_prefix(&self, ids: &Tensor, ends: &Tensor, depth: Depth) -> Tensor {
-        let Depth::Blocks(blocks) = depth else { return self.text_suffix(ids, ends, Depth::Input) };
-        self.textual.forward(&self.text_tokens(ids), 0..blocks, false)
+        match depth {
+            Depth::Input => ids.shallow_clone(),
+            Depth::Blocks(blocks) => self.textual.forward(&self.text_tokens(ids), 0..blocks, false),
+            Depth::Whole => self.text_suffix(ids, ends, Depth::Input),
+        }
     }
 
     /// The text tower from `depth` to the embedding `[B, embed_dim]`, not normalised, fp32.

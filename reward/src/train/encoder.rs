@@ -73,6 +73,41 @@ pub struct Inputs {
     pub rows: usize,
 }
 
+impl Inputs {
+    /// The inputs of `rows`, not empty. `images` gives distinct images, by number, as pixels `[n, 3, S, S]` or prefix
+    /// activations; `texts` distinct prompts, by number, as token ids `[n, T]` or prefix activations, and their pooled
+    /// positions `[n]`.
+    ///
+    /// # Errors
+    /// What `images` or `texts` says.
+    pub fn new(
+        rows: &[Triplet],
+        images: impl FnOnce(&[u32]) -> Result<Tensor>,
+        texts: impl FnOnce(&[u32]) -> Result<(Tensor, Tensor)>,
+    ) -> Result<Self> {
+        let mut distinct_images = Distinct::default();
+        let mut distinct_prompts = Distinct::default();
+        let (positive, negative): (Vec<i64>, Vec<i64>) = rows
+            .iter()
+            .map(|row| (distinct_images.place(row.positive), distinct_images.place(row.negative)))
+            .unzip();
+        let prompt: Vec<i64> = rows.iter().map(|row| distinct_prompts.place(row.prompt)).collect();
+        let images = images(&distinct_images.order)?;
+        let (texts, ends) = texts(&distinct_prompts.order)?;
+        let indices = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(images.device());
+        Ok(Self {
+            prompt: indices(&prompt),
+            positive: indices(&positive),
+            negative: indices(&negative),
+            prompt_number: indices(&rows.iter().map(|row| i64::from(row.prompt)).collect::<Vec<_>>()),
+            rows: rows.len(),
+            images,
+            texts,
+            ends,
+        })
+    }
+}
+
 /// Images on their way to the model: read, decoded and preprocessed in worker threads unless their prefix is cached.
 pub struct Fetcher {
     cache: PrefixCache,
@@ -148,23 +183,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A cache entry is damaged and its image cannot be read again.
     pub fn inputs(&self, examples: &Examples, rows: &[Triplet], fetched: HashMap<u32, Fetched>) -> Result<Inputs> {
-        let mut images = Distinct::default();
-        let mut prompts = Distinct::default();
-        let indices = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(self.clip.device);
-        let (positive, negative): (Vec<i64>, Vec<i64>) =
-            rows.iter().map(|row| (images.place(row.positive), images.place(row.negative))).unzip();
-        let prompt: Vec<i64> = rows.iter().map(|row| prompts.place(row.prompt)).collect();
-        let (texts, ends) = self.texts(examples, &prompts.order);
-        Ok(Inputs {
-            images: self.images(examples, &images.order, fetched)?,
-            texts,
-            ends,
-            prompt: indices(&prompt),
-            positive: indices(&positive),
-            negative: indices(&negative),
-            prompt_number: indices(&rows.iter().map(|row| i64::from(row.prompt)).collect::<Vec<_>>()),
-            rows: rows.len(),
-        })
+        Inputs::new(rows, |order| self.images(examples, order, fetched), |order| Ok(self.texts(examples, order)))
     }
 
     /// Unit embeddings of every row's prompt, positive and negative image.
