@@ -63,7 +63,7 @@ pub struct Counts {
 pub struct Finding {
     /// A line with the number of places.
     pub what: String,
-    /// How many places.
+    /// How many prompts or images it is about.
     pub count: usize,
     /// The first few places: file, row (counted from 0), and what is there.
     pub examples: Vec<String>,
@@ -312,20 +312,19 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
+
+    use arrow_array::{ArrayRef, RecordBatch, StringArray};
 
     use super::super::triplets::ReadOptions;
     use super::*;
 
     const TABLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tables");
 
-    /// Triplets in a folder of their own; a manifest-like list of (prompt, positive, negative).
+    /// Triplets from (prompt, positive, negative); the images are those of the fixtures.
     fn triplets(rows: &[(&str, &str, &str)]) -> Triplets {
-        use std::sync::Arc;
-
-        use arrow_array::{RecordBatch, StringArray};
         let folder = tempfile::tempdir().unwrap();
-        let column = |cells: Vec<&str>| Arc::new(StringArray::from(cells)) as arrow_array::ArrayRef;
+        let column = |cells: Vec<&str>| Arc::new(StringArray::from(cells)) as ArrayRef;
         let batch = RecordBatch::try_from_iter([
             ("prompt", column(rows.iter().map(|row| row.0).collect())),
             ("pos_path", column(rows.iter().map(|row| row.1).collect())),
