@@ -1,6 +1,8 @@
 //! Columns of parquet files, read batch by batch; every failure names the file, the column and what was wanted.
 
 use std::fmt::Display;
+use std::iter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
@@ -63,23 +65,15 @@ impl Table {
         let file = fs_err::File::open(path).map_err(|error| not_opened(path, error))?.into_parts().0;
         // Without the writer's Arrow schema, strings of every kind (large, view, dictionary) are one type, as are bytes.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)
-            .map_err(|error| unreadable(path, &error))?;
+        let builder = guarded(path, || ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))?;
         Ok(Self { path: path.to_owned(), builder })
-    }
-
-    pub(crate) fn has(&self, column: &str) -> bool {
-        self.builder.schema().column_with_name(column).is_some()
     }
 
     /// The first of `wanted` that the file has.
     pub(crate) fn require<'a>(&self, wanted: &[&'a str]) -> Result<&'a str> {
-        wanted.iter().copied().find(|name| self.has(name)).ok_or_else(|| {
-            missing_column(
-                self.path.display(),
-                wanted,
-                self.builder.schema().fields().iter().map(|field| field.name().as_str()),
-            )
+        let schema = self.builder.schema();
+        wanted.iter().copied().find(|name| schema.column_with_name(name).is_some()).ok_or_else(|| {
+            missing_column(self.path.display(), wanted, schema.fields().iter().map(|field| field.name().as_str()))
         })
     }
 
@@ -88,15 +82,20 @@ impl Table {
         let Self { path, builder } = self;
         let roots = columns.iter().filter_map(|name| builder.schema().column_with_name(name)).map(|(index, _)| index);
         let mask = ProjectionMask::roots(builder.parquet_schema(), roots.collect::<Vec<_>>());
-        let reader =
-            builder.with_projection(mask).with_batch_size(rows).build().map_err(|error| unreadable(&path, &error))?;
-        Ok(reader.map(move |batch| batch.map_err(|error| unreadable(&path, &error))))
+        let mut reader = guarded(&path, || builder.with_projection(mask).with_batch_size(rows).build())?;
+        Ok(iter::from_fn(move || guarded(&path, || reader.next().transpose()).transpose()))
     }
 }
 
-fn unreadable(path: &Path, error: &dyn std::error::Error) -> Error {
-    Error::data(format!("{} is not a parquet file, or is cut short or damaged: {error}", path.display()))
-        .hint("check that it was written and copied to its end")
+/// Runs a step of the parquet reader, which panics on some damaged pages.
+fn guarded<T, E: Display>(path: &Path, step: impl FnOnce() -> Result<T, E>) -> Result<T> {
+    let why = match catch_unwind(AssertUnwindSafe(step)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "its pages contradict themselves".to_owned(),
+    };
+    let what = format!("{} is not a parquet file, or is cut short or damaged: {why}", path.display());
+    Err(Error::data(what).hint("check that it was written and copied to its end"))
 }
 
 /// The column `name` as strings.

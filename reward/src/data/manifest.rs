@@ -192,7 +192,7 @@ mod tests {
         let ragged = refused("m.csv", "prompt,path\na,b\nc\n").0;
         assert!(ragged.starts_with("m.csv: CSV error: record 2 (line: 3, "), "{ragged}");
         let latin = refused("m.csv", b"prompt,path\nF\xfcchse,b\n").0;
-        assert!(latin.contains("line: 2") && latin.contains("UTF-8"), "{latin}");
+        assert!(latin.contains("(line 2, ") && latin.contains("UTF-8"), "{latin}");
         assert_eq!(refused("m.csv", "prompt,path\n").0, "no rows in m.csv");
         assert_eq!(refused("m.csv", "").0, "m.csv has no column `prompt` (it has: )");
     }
