@@ -107,6 +107,7 @@ int sr_adam_step(torch::Tensor* const* parameters, torch::Tensor* const* gradien
     at::NoGradGuard no_grad;
     auto p = gather(parameters, count), g = gather(gradients, count), m = gather(means, count),
          v = gather(squares, count), t = gather(steps, count);
+    at::_foreach_add_(t, 1);  // the kernels read the count of this step
     if (decoupled) {
       at::_fused_adamw_(p, g, m, v, {}, t, rate, beta1, beta2, weight_decay, epsilon, false, false);
     } else {
