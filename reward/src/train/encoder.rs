@@ -87,10 +87,8 @@ impl Inputs {
     ) -> Result<Self> {
         let mut distinct_images = Distinct::default();
         let mut distinct_prompts = Distinct::default();
-        let (positive, negative): (Vec<i64>, Vec<i64>) = rows
-            .iter()
-            .map(|row| (distinct_images.place(row.positive), distinct_images.place(row.negative)))
-            .unzip();
+        let (positive, negative): (Vec<i64>, Vec<i64>) =
+            rows.iter().map(|row| (distinct_images.place(row.positive), distinct_images.place(row.negative))).unzip();
         let prompt: Vec<i64> = rows.iter().map(|row| distinct_prompts.place(row.prompt)).collect();
         let images = images(&distinct_images.order)?;
         let (texts, ends) = texts(&distinct_prompts.order)?;
