@@ -3,3 +3,4 @@
 pub mod intervals;
 pub mod pairwise;
 pub mod slices;
+pub mod table;
