@@ -13,6 +13,10 @@ use regex::{Captures, Regex};
 /// What Python's `html.unescape` looks at: decimal, hexadecimal, named; the semicolon may be missing.
 static REFERENCE: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"&(?:#([0-9]+);?|#[xX]([0-9a-fA-F]+);?|[^\t\n\x0c <&#;]{1,32};?)"));
+/// The numbers that ftfy unescapes, and the ampersand that may hide one.
+static CLOSED_NUMBER: LazyLock<Regex> = LazyLock::new(|| pattern("&(?:#[0-9]{1,24}|#[xX][0-9a-fA-F]{1,23}|amp);"));
+/// What ftfy strips as a terminal's control sequence, which plsfix does not recognise.
+static TERMINAL_ESCAPE: LazyLock<Regex> = LazyLock::new(|| pattern(r"\x1b\[[\d;]*[a-zA-Z]"));
 /// What ftfy unescapes.
 static CLOSED_REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern("&(#?[0-9A-Za-z]{1,24};)"));
 
@@ -28,21 +32,42 @@ pub(super) fn clean(text: &str) -> String {
     unescaped.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// `ftfy.fix_text`
+/// `ftfy.fix_text`: plsfix, behind what it lacks.
 fn fix_text(text: &str) -> Cow<'_, str> {
     // Nothing of ftfy's applies: most prompts, and its tables are never built.
     if text.bytes().all(|byte| (byte.is_ascii_graphic() && byte != b'&') || byte == b' ') {
         return text.into();
     }
-    // From the first line with a `<` on, ftfy leaves HTML references alone; plsfix unescapes them all the same.
-    if let Some(found) = text.find('<')
-        && !text.contains("&~")
-    {
-        let (before, html) = text.split_at(text[..found].rfind('\n').map_or(0, |line_end| line_end + 1));
-        let hidden = CLOSED_REFERENCE.replace_all(html, "&~$1");
-        return (plsfix::fix_text(before, None) + &plsfix::fix_text(&hidden, None).replace("&~", "&")).into();
+    let text = TERMINAL_ESCAPE.replace_all(text, "");
+    // From the first line with a `<` on, ftfy leaves HTML references alone.
+    let html = text.find('<').map_or(text.len(), |found| text[..found].rfind('\n').map_or(0, |end| end + 1));
+    let (plain, html) = text.split_at(html);
+    let plain = unescape_closed_numbers(plain.into());
+    if text.contains("&~") {
+        return mend(&(plain + html)).into();
     }
-    plsfix::fix_text(text, None).into()
+    let hidden = CLOSED_REFERENCE.replace_all(html, "&~$1");
+    (mend(&plain) + &mend(&hidden).replace("&~", "&")).into()
+}
+
+fn mend(text: &str) -> String {
+    // A long line must not be cut: plsfix counts bytes there, and panics within a character.
+    let config = plsfix::TextFixerConfig { max_decode_length: i32::MAX, ..Default::default() };
+    plsfix::fix_text(text, Some(&config))
+}
+
+/// ftfy unescapes numbers as Python does, over and over; plsfix keeps control characters and non-characters.
+fn unescape_closed_numbers(mut text: String) -> String {
+    loop {
+        let next = CLOSED_NUMBER.replace_all(&text, |reference: &Captures| match &reference[0] {
+            "&amp;" => "&".into(),
+            number => unescape_html(number).into_owned(),
+        });
+        match next {
+            Cow::Borrowed(_) => return text,
+            Cow::Owned(next) => text = next,
+        }
+    }
 }
 
 /// Python's `html.unescape`: as browsers do, except that references to control characters and non-characters vanish.
@@ -85,6 +110,11 @@ mod tests {
         assert_eq!(clean("  A\tCafÃ©\n &amp;amp; ﬁn  "), "a café & fin");
         assert_eq!(clean("ΟΔΟΣ ＦＵＬＬ “q”"), "οδος full \"q\"");
         assert_eq!(clean(""), "");
+    }
+
+    #[test]
+    fn a_line_of_megabytes_is_no_panic() {
+        assert_eq!(clean(&"é".repeat(600_000)).chars().count(), 600_000);
     }
 
     /// ftfy unescapes until nothing is left, unless there is a `<`: then only `html.unescape` does, twice.

@@ -180,8 +180,13 @@ impl Tokenizer {
 mod tests {
     use super::*;
 
-    /// Prompts that plsfix 0.1.8 fixes otherwise than ftfy 6.3.1.
-    const KNOWN_DIFFERENCES: [&str; 0] = [];
+    /// Prompts that plsfix 0.1.8 mends otherwise than ftfy 6.3.1: UTF-8 read as Windows-1251 or Mac Roman, twice in two.
+    const KNOWN_DIFFERENCES: [&str; 4] = [
+        "WГ¶man walkiЕ„g dГµwn the side wГ\u{a0}lk of Г¤ bЕЇsГЅ Г±ight city.",
+        "A cat standing on a toilet seat in a bathroom. –≤–Ç‚Ñ¢til –†—î–†—ï–°‚Äö",
+        "a –î‚Ä°–ì–Üuple –ì¬∂f p–î‚Äúopl–ì¬´ –ï—ütand–ì–áng inside a k–î¬´t–ì¬ßh–ì–Ñn.",
+        "twÐ“Â¶ Ð”ÐŒats Ð”ÐŒhill Ð“Â\u{ad}Ð“Â± the bathtub Ð“Ñ–Ð•â‚¬e Ð“Â\u{ad}Ð•ÑŸ lÐ“ÐŽÐ“Ñ—iÐ•â€žg dÐ“Â¶wn",
+    ];
 
     #[derive(serde::Deserialize)]
     struct Golden {
@@ -200,20 +205,8 @@ mod tests {
     fn tokens_are_openais() {
         let golden = golden();
         assert!(golden.len() >= 2_000);
-        let tokens = |golden: &Golden| Tokenizer::openai().encode(&golden.text, 77).ids;
-        let differing: Vec<_> = golden.iter().filter(|golden| tokens(golden) != golden.ids).collect();
-        for Golden { text, ids } in &differing {
-            eprintln!(
-                "{text:?}\n  ours {:?}\n  CLIP {:?}",
-                decoded(&Tokenizer::openai().encode(text, 77).ids),
-                decoded(ids)
-            );
-        }
-        assert_eq!(differing.iter().map(|golden| golden.text.as_str()).collect::<Vec<_>>(), KNOWN_DIFFERENCES);
-    }
-
-    fn decoded(ids: &[u32]) -> String {
-        ids.iter().map(|&id| Tokenizer::openai().pieces[id as usize].replace("</w>", " ")).collect()
+        let differing = golden.iter().filter(|golden| Tokenizer::openai().encode(&golden.text, 77).ids != golden.ids);
+        assert_eq!(differing.map(|golden| golden.text.as_str()).collect::<Vec<_>>(), KNOWN_DIFFERENCES);
     }
 
     #[test]

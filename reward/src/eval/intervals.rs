@@ -124,7 +124,7 @@ mod tests {
     fn a_hundred_thousand_pairs_take_no_time() {
         let prompts: Vec<String> = (0..100_000).map(|pair| format!("prompt {}", pair % 3_456)).collect();
         let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-        let outcomes: Vec<f64> = (0..100_000).map(|pair| f64::from(u8::from(pair * pair % 7 > 1))).collect();
+        let outcomes: Vec<f64> = (0_u64..100_000).map(|pair| f64::from(u8::from(pair * pair % 7 > 1))).collect();
         let started = std::time::Instant::now();
         bootstrap_by_prompt(&prompts, &outcomes, 0);
         assert!(started.elapsed().as_secs_f64() < 2.0, "{:?}", started.elapsed());
