@@ -41,7 +41,6 @@ fn pixels_are_those_of_openai_clip_on_pillow() {
         };
         let (largest, mean) = difference(&loaded.pixels, &expected(case));
         let line = format!("{} max {largest} mean {mean:.4}", case.expected);
-        eprintln!("{line}");
         if largest > 2 || mean > 0.05 || loaded.truncated != case.truncated || loaded.clipped_16_bit != case.clipped {
             failures.push(format!("{line} truncated {} clipped {}", loaded.truncated, loaded.clipped_16_bit));
         }
