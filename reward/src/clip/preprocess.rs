@@ -6,7 +6,7 @@
 //! picture of 5000 × 20 never becomes one of 56000 × 224; the pixels are the same.
 
 use fast_image_resize::images::Image;
-use fast_image_resize::{FilterType, MulDiv, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::Result;
 use crate::data::image::{DecodeOptions, Decoded, Mode, Picture, decode};
@@ -14,6 +14,7 @@ use crate::data::image::{DecodeOptions, Decoded, Mode, Picture, decode};
 /// Mean of the red, green and blue values (0..=1) of CLIP's training pictures.
 pub const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Their standard deviations.
+#[allow(clippy::excessive_precision, reason = "the digits OpenAI wrote")]
 pub const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// A file's pixels, ready for the model but for normalisation.
@@ -87,30 +88,51 @@ impl Side {
     }
 }
 
-/// Crop of the bicubically resized picture, in its mode. Alpha weighs the colours of a resize and is undone after it.
+/// Crop of the bicubically resized picture, in its mode.
 fn bicubic(picture: &Picture, columns: Side, rows: Side) -> Vec<u8> {
-    let has_alpha = matches!(picture.mode, Mode::GreyAlpha | Mode::Rgba);
-    if !has_alpha || !(columns.is_resized() || rows.is_resized()) {
-        return convolve(&picture.pixels, columns, rows, picture.shrink);
+    let resized = columns.is_resized() || rows.is_resized();
+    match picture.mode {
+        Mode::GreyAlpha if resized => bicubic_with_alpha::<2>(&picture.pixels, columns, rows),
+        Mode::Rgba if resized => bicubic_with_alpha::<4>(&picture.pixels, columns, rows),
+        _ => convolve(&picture.pixels, columns, rows, picture.shrink, u16::MAX),
     }
-    let mut weighted = Image::new(picture.width(), picture.height(), picture.pixels.pixel_type());
-    MulDiv::new().multiply_alpha(&picture.pixels, &mut weighted).expect("both have this size and an alpha channel");
-    let mut crop = convolve(&weighted, columns, rows, picture.shrink);
-    for pixel in crop.chunks_exact_mut(picture.pixels.pixel_type().size()) {
-        if let [colours @ .., alpha] = pixel
-            && *alpha > 0
-        {
-            colours.iter_mut().for_each(|value| {
-                *value = (255 * u32::from(*value)).div_euclid(u32::from(*alpha)).min(255) as u8;
-            });
-        }
+}
+
+/// Alpha weighs the other channels before the resize, and is divided out of them after it.
+///
+/// The division blows up differences of a single level where alpha is small. So this one resizes in 16 bit, whose
+/// passes round as exactly as Pillow's do; those in 8 bit work with coarser weights.
+fn bicubic_with_alpha<const CHANNELS: usize>(source: &Image<'_>, columns: Side, rows: Side) -> Vec<u8> {
+    let pixel_type = if CHANNELS == 2 { PixelType::U16x2 } else { PixelType::U16x4 };
+    let mut weighted = Image::new(source.width(), source.height(), pixel_type);
+    let values = weighted.buffer_mut().as_chunks_mut::<2>().0.as_chunks_mut::<CHANNELS>().0;
+    for (pixel, weighted) in source.buffer().as_chunks::<CHANNELS>().0.iter().zip(values) {
+        let alpha = pixel[CHANNELS - 1];
+        *weighted = pixel.map(|value| u16::from(scaled(value, alpha)).to_ne_bytes());
+        weighted[CHANNELS - 1] = u16::from(alpha).to_ne_bytes();
     }
-    crop
+    let crop = convolve(&weighted, columns, rows, 1, u16::from(u8::MAX));
+    let values = crop.as_chunks::<2>().0.as_chunks::<CHANNELS>().0;
+    let pixels = values.iter().map(|pixel| pixel.map(u16::from_ne_bytes));
+    pixels
+        .flat_map(|pixel| match pixel[CHANNELS - 1] {
+            0 => pixel,
+            alpha => pixel.map(|value| (255 * u32::from(value)).div_euclid(u32::from(alpha)).min(255) as u16),
+        })
+        .map(|value| value as u8)
+        .collect()
+}
+
+/// value · share / 255, rounded, as Pillow computes it.
+fn scaled(value: u8, share: u8) -> u8 {
+    let product = u32::from(value) * u32::from(share) + 128;
+    ((product + (product >> 8)) >> 8) as u8
 }
 
 /// Horizontal, then vertical pass with a rounding between them, as Pillow makes them. Of the source only the rows are
-/// read that the crop depends on. `shrink`: the file's pixels per source pixel.
-fn convolve(source: &Image<'_>, columns: Side, rows: Side, shrink: u32) -> Vec<u8> {
+/// read that the crop depends on. `shrink`: the file's pixels per source pixel. `ceiling`: what 16-bit values are cut
+/// off at, after either pass.
+fn convolve(source: &Image<'_>, columns: Side, rows: Side, shrink: u32, ceiling: u16) -> Vec<u8> {
     const BICUBIC_SUPPORT: f64 = 2.0;
     let [left, width] = columns.kept().map(|place| place / f64::from(shrink));
     let [top, height] = rows.kept().map(|place| place / f64::from(shrink));
@@ -118,17 +140,25 @@ fn convolve(source: &Image<'_>, columns: Side, rows: Side, shrink: u32) -> Vec<u
     let first = (top - support).floor().max(0.0);
     let last = (top + height + support).ceil().min(f64::from(source.height()));
 
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
-    let mut resizer = Resizer::new();
-    let mut narrow = Image::new(columns.size, (last - first) as u32, source.pixel_type());
-    resizer
-        .resize(source, &mut narrow, &options.crop(left, first, width, last - first))
-        .expect("the columns kept lie within the picture");
-    let mut crop = Image::new(columns.size, rows.size, source.pixel_type());
-    resizer
-        .resize(&narrow, &mut crop, &options.crop(0.0, top - first, f64::from(columns.size), height))
-        .expect("the rows kept lie within the picture");
-    crop.into_vec()
+    let narrow = pass(source, columns.size, (last - first) as u32, [left, first, width, last - first], ceiling);
+    pass(&narrow, columns.size, rows.size, [0.0, top - first, f64::from(columns.size), height], ceiling).into_vec()
+}
+
+/// Resizes a region (left, top, width, height) of the source.
+fn pass(source: &Image<'_>, width: u32, height: u32, region: [f64; 4], ceiling: u16) -> Image<'static> {
+    let [left, top, region_width, region_height] = region;
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+        .crop(left, top, region_width, region_height)
+        .use_alpha(false);
+    let mut target = Image::new(width, height, source.pixel_type());
+    Resizer::new().resize(source, &mut target, &options).expect("the region lies within the picture");
+    if ceiling < u16::MAX {
+        for value in target.buffer_mut().as_chunks_mut::<2>().0 {
+            *value = u16::from_ne_bytes(*value).min(ceiling).to_ne_bytes();
+        }
+    }
+    target
 }
 
 /// Crop of the picture resized to the nearest pixels.
@@ -158,14 +188,10 @@ fn clip_to_byte(value: &[u8]) -> u8 {
     u16::from_ne_bytes([value[0], value[1]]).min(255) as u8
 }
 
-/// Pillow's CMYK to RGB: what ink and black leave of the light, each 255 = full ink.
+/// Pillow's CMYK to RGB: what ink and black leave of the light; 255 = full ink.
 fn cmyk_to_rgb(cmyk: &[u8]) -> [u8; 3] {
-    let light = 255 - u32::from(cmyk[3]);
-    [cmyk[0], cmyk[1], cmyk[2]].map(|ink| {
-        let product = u32::from(ink) * light + 128;
-        // product / 255, rounded
-        (light - ((product + (product >> 8)) >> 8)) as u8
-    })
+    let light = 255 - cmyk[3];
+    [cmyk[0], cmyk[1], cmyk[2]].map(|ink| light - scaled(ink, light))
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ pub(super) fn decode(bytes: &[u8], format: ImageFormat) -> Result<Picture, Strin
     let (mode, samples) = match image {
         _ if has_palette(bytes, format) => {
             let rgb = image.into_rgb8().into_raw();
-            // Pillow reads a palette of greys as grey.
-            let grey = rgb.chunks_exact(3).all(|colour| colour[0] == colour[1] && colour[1] == colour[2]);
+            // Pillow reads a BMP whose palette is the ramp of greys as grey.
+            let grey = format == ImageFormat::Bmp && rgb.as_chunks::<3>().0.iter().all(|[r, g, b]| r == g && g == b);
             (if grey { Mode::Rgb } else { Mode::Palette }, rgb)
         }
         DynamicImage::ImageLuma8(grey) => (Mode::Grey, grey.into_raw()),

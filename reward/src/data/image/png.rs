@@ -80,15 +80,19 @@ fn completed(bytes: &[u8]) -> Option<Vec<u8>> {
 
     let mut decoder = Decoder::new(Cursor::new(bytes));
     let header = decoder.read_header_info().ok()?;
-    let row = header.raw_row_length();
+    let row_lengths = row_lengths(header);
     let mut rows = Vec::new();
     // An early end is an error here; what came before it is in `rows`.
-    let _ = ZlibDecoder::new(&packed[..]).take(expected_bytes(header)).read_to_end(&mut rows);
-    if !header.interlaced {
-        // Pillow drops the last row if part of it is missing.
-        rows.truncate(rows.len() - rows.len() % row);
+    let _ = ZlibDecoder::new(&packed[..]).take(row_lengths.iter().sum::<usize>() as u64).read_to_end(&mut rows);
+    let mut complete = 0;
+    for length in &row_lengths {
+        // Pillow drops a row if part of it is missing.
+        if complete + length > rows.len() {
+            rows.truncate(complete);
+            rows.extend(std::iter::repeat_n(0, *length));
+        }
+        complete += length;
     }
-    rows.resize(expected_bytes(header) as usize, 0);
 
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::none());
     encoder.write_all(&rows).ok()?;
@@ -97,11 +101,18 @@ fn completed(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(file)
 }
 
-/// Bytes of all rows with their filter bytes; of an interlaced picture a bit more, which does no harm.
-fn expected_bytes(header: &Info<'_>) -> u64 {
-    let (row, rows) = (header.raw_row_length() as u64, u64::from(header.height));
-    // Seven passes have no more than twice the rows, each with a filter byte and up to a byte of padding.
-    if header.interlaced { (row + 4) * (rows + 8) } else { row * rows }
+/// Bytes of every row with its filter byte, in the order of the file: of an interlaced picture, pass after pass.
+fn row_lengths(header: &Info<'_>) -> Vec<usize> {
+    /// Left, top, step across, step down (PNG specification, section 8.2).
+    const ADAM7: [[u32; 4]; 7] =
+        [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
+    let passes = if header.interlaced { &ADAM7[..] } else { &[[0, 0, 1, 1]] };
+    let passes = passes.iter().flat_map(|[left, top, across, down]| {
+        let columns = header.width.saturating_sub(*left).div_ceil(*across);
+        let rows = if columns > 0 { header.height.saturating_sub(*top).div_ceil(*down) } else { 0 };
+        std::iter::repeat_n(header.raw_row_length_from_width(columns), rows as usize)
+    });
+    passes.collect()
 }
 
 fn append_chunk(file: &mut Vec<u8>, name: &[u8], body: &[u8]) {
