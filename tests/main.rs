@@ -1,3 +1,17 @@
 //! The program as its users run it: every test starts the binary.
+#![cfg(unix)]
 
+mod bad_images;
+mod bad_models;
+mod bad_settings;
+mod bad_tables;
+mod commands;
 mod harness;
+mod help;
+#[cfg(feature = "torch")]
+mod interrupted;
+#[cfg(feature = "torch")]
+mod same_losses;
+#[cfg(feature = "torch")]
+mod shuffled_labels;
+mod triplets;

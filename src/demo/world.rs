@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-/// A closed set whose members have a word in captions and prompts.
+/// A closed set whose members have a word in prompts.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($member:ident $word:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -123,12 +123,6 @@ impl fmt::Display for Request {
     }
 }
 
-/// What the picture shows, in the words of a request that leaves nothing unsaid.
-pub(crate) fn caption(scene: &Scene) -> String {
-    let Scene { shape, colour, size: _, position: _, background, style } = *scene;
-    Request { shape, colour, background: Some(background), style: Some(style) }.to_string()
-}
-
 /// The truth: how popular `scene` is with who made `request`, about -3 to 8.
 ///
 /// Two points each for the colour and the shape that were asked for, one each for the ground and the style if asked for;
@@ -226,7 +220,6 @@ mod tests {
 
     #[test]
     fn words() {
-        assert_eq!(caption(&SCENE), "a plain red square on a black background");
         assert_eq!(REQUEST.to_string(), "a red square");
         assert_eq!(Request { colour: Colour::Orange, ..REQUEST }.to_string(), "an orange square");
         let mut all: Vec<String> = Request::all().iter().map(Request::to_string).collect();
