@@ -172,7 +172,9 @@ impl Finished {
             self.check(!self.stderr.contains(word), &format!("no `{word}`"));
         }
         // The preflight lists its findings above the verdict, with its own `error:` lines.
-        let of_program = |line: &&str| line.starts_with("error: ") && !line.contains("(rows count from 0)");
+        let finding =
+            |line: &str| ["training", "validation"].map(|data| line.starts_with(&format!("error: {data} data: ")));
+        let of_program = |line: &&str| line.starts_with("error: ") && finding(line) == [false, false];
         let errors: Vec<&str> = self.stderr.lines().filter(of_program).collect();
         self.check(errors.len() == 1, "one error line");
         for part in parts {
