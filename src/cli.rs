@@ -81,7 +81,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "CKPT")]
     checkout_path: Option<String>,
     /// Learning rate [default: 3e-5]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
     learning_rate: Option<f64>,
     /// Base model: CLIP folder, state dict, hub id or random:NAME [default: openai/clip-vit-large-patch14]
     #[arg(long, value_name = "BASE")]
@@ -102,7 +102,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N")]
     gradient_accumulation: Option<u32>,
     /// Scale larger gradients down to this norm
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
     clip_norm: Option<f64>,
     /// Learning rate after the warm-up [default: constant]
     #[arg(long, value_parser = PossibleValuesParser::new(["constant", "cosine"]))]
@@ -114,7 +114,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N")]
     max_steps: Option<u32>,
     /// Margin of the triplet loss [default: 0.3]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
     margin: Option<f64>,
     #[command(flatten)]
     #[serde(flatten)]
@@ -129,7 +129,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "off|ram|DIR")]
     cache: Option<String>,
     /// Budget of the cache in GB [default: a quarter of the free memory; 100 on disk]
-    #[arg(long, value_name = "GB", allow_negative_numbers = true)]
+    #[arg(long, value_name = "GB", allow_hyphen_values = true)]
     cache_gb: Option<f64>,
     /// How much is checked before training [default: headers]
     #[arg(long, value_parser = PossibleValuesParser::new(["headers", "full", "off"]))]
