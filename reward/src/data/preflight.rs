@@ -275,6 +275,7 @@ impl Report {
         } else {
             error.hint(
                 "relative paths start at the folder of the parquet file, or at --image-root; \
+                 --max-pixels raises the limit on their size; \
                  --on-bad-image skip leaves out the rows of images that cannot be read",
             )
         })
