@@ -7,7 +7,7 @@ const BAD: [(&str, &[&str]); 10] = [
     ("tables/missing_column.parquet", &["no column `pos_image` or `pos_path`", "prompt, positive, neg_paths"]),
     ("tables/wrong_type.parquet", &["`prompt`", "strings"]),
     ("tables/wrong_image_type.parquet", &["`pos_image`"]),
-    ("tables/null_prompt.parquet", &["`prompt`", "row 1"]),
+    ("tables/null_prompt.parquet", &["`prompt`", "rows: 1, 3"]),
     ("tables/null_path.parquet", &["`neg_path`", "3"]),
     ("tables/zero_rows.parquet", &["no rows"]),
     ("tables/truncated.parquet", &["cut short"]),

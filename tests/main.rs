@@ -1,4 +1,5 @@
 //! The program as its users run it: every test starts the binary.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
 #![cfg(unix)]
 
 mod bad_images;
