@@ -1,16 +1,16 @@
-//! One tensor file, opened without loading it: memory-mapped safetensors, PyTorch pickles (`.pth`, `.pt`, `.ckpt`) through
-//! candle's reader, which executes nothing, and TorchScript archives through libtorch.
+//! One tensor file, opened without loading it: memory-mapped safetensors and PyTorch archives (`.pth`, `.pt`, `.ckpt`), and
+//! TorchScript archives through libtorch.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, pickle::PthTensors};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
+use super::pickle::{self, PickledTensor};
 use crate::{Error, Result};
 
 /// A named collection of tensors on disk (or, for random weights, made on demand).
@@ -26,7 +26,10 @@ enum Content {
         start: usize,
         metadata: Metadata,
     },
-    Pickle(Box<PthTensors>),
+    Pickle {
+        map: memmap2::Mmap,
+        tensors: HashMap<String, PickledTensor>,
+    },
     #[cfg(feature = "torch")]
     TorchScript(BTreeMap<String, std::sync::Mutex<tch::Tensor>>),
 }
@@ -54,12 +57,8 @@ impl TensorFile {
         }
     }
 
-    #[allow(unsafe_code, reason = "a memory map is the only way to open 4 GB of weights without reading them")]
     fn open_safetensors(path: &Path) -> Result<Self> {
-        let file = fs_err::File::open(path)?;
-        // SAFETY: the map is read-only and private; a file that shrinks under us ends the process, as for every mmap reader.
-        let map = unsafe { memmap2::Mmap::map(file.file()) }
-            .map_err(|error| Error::data(format!("{}: {error}", path.display())))?;
+        let map = map(path)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             Error::data(format!("{}: not a complete safetensors file", path.display()))
                 .caused_by(error)
@@ -74,26 +73,19 @@ impl TensorFile {
     }
 
     fn open_zip(path: &Path) -> Result<Self> {
-        let broken = |error: candle_core::Error| {
-            Error::data(format!("{}: cannot be read as a PyTorch checkpoint", path.display()))
-                .caused_by(error)
-                .hint("the file may be truncated; else save it in Python with safetensors.torch.save_file")
-        };
-        // A state dict may sit at the top or under one of these keys, as trainers save it.
-        for key in [None, Some("state_dict"), Some("model_state_dict"), Some("model"), Some("module")] {
-            let Ok(tensors) = PthTensors::new(path, key).map_err(broken) else {
-                if key.is_none() {
-                    PthTensors::new(path, key).map_err(broken)?;
-                }
-                continue;
-            };
-            if !tensors.tensor_infos().is_empty() {
-                let shapes = tensors.tensor_infos().iter();
-                let shapes = shapes.map(|(name, info)| (name.clone(), info.layout.dims().to_vec())).collect();
-                return Ok(Self { path: path.to_owned(), content: Content::Pickle(Box::new(tensors)), shapes });
+        let map = map(path)?;
+        match pickle::tensors(&map) {
+            Ok(tensors) if !tensors.is_empty() => {
+                let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+                Ok(Self { path: path.to_owned(), content: Content::Pickle { map, tensors }, shapes })
             }
+            Err(error) if !is_torch_script(path) => {
+                Err(Error::data(format!("{}: cannot be read as a PyTorch checkpoint", path.display()))
+                    .caused_by(error)
+                    .hint("the file may be truncated; else save it in Python with safetensors.torch.save_file"))
+            }
+            _ => Self::open_torch_script(path),
         }
-        Self::open_torch_script(path)
     }
 
     #[cfg(feature = "torch")]
@@ -142,11 +134,10 @@ impl TensorFile {
                 floats(bytes, info.dtype)
                     .ok_or_else(|| failed(format!("type {:?}, want F32, F16, BF16 or F64", info.dtype)))
             }
-            Content::Pickle(tensors) => tensors
-                .get(name)
-                .and_then(|tensor| tensor.ok_or_else(|| candle_core::Error::msg("missing")))
-                .and_then(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
-                .map_err(|error| failed("cannot be read".to_owned()).caused_by(error)),
+            Content::Pickle { map, tensors } => {
+                let tensor = tensors.get(name).ok_or_else(|| failed("missing".to_owned()))?;
+                tensor.read(map).ok_or_else(|| failed("cut off, or of a type that is no float".to_owned()))
+            }
             #[cfg(feature = "torch")]
             Content::TorchScript(tensors) => {
                 let tensor = tensors.get(name).ok_or_else(|| failed("missing".to_owned()))?;
@@ -156,6 +147,13 @@ impl TensorFile {
             }
         }
     }
+}
+
+#[allow(unsafe_code, reason = "a memory map is the only way to open 4 GB of weights without reading them")]
+fn map(path: &Path) -> Result<memmap2::Mmap> {
+    let file = fs_err::File::open(path)?;
+    // SAFETY: the map is read-only and private; a file that shrinks under us ends the process, as for every mmap reader.
+    unsafe { memmap2::Mmap::map(file.file()) }.map_err(|error| Error::data(format!("{}: {error}", path.display())))
 }
 
 /// The list of files at the end of a TorchScript archive has a `constants.pkl`; a state dict's has none.
@@ -177,7 +175,7 @@ fn no_tensors(path: &Path) -> Error {
 }
 
 /// Little-endian bytes of a float type as fp32; `None` for another type.
-fn floats(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+pub(super) fn floats(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
     fn parse<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
         bytes.as_chunks::<N>().0.iter().copied()
     }

@@ -3,6 +3,7 @@
 
 pub mod file;
 pub mod layout;
+mod pickle;
 pub mod random;
 pub mod save;
 

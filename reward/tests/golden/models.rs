@@ -8,14 +8,14 @@ use reward::{
 use crate::fixture::{Fixture, golden_text};
 
 /// File or folder, name of its expectations, and the model that gives the architecture where shapes cannot.
-const MODELS: [(&str, &str, Option<&str>); 11] = [
+const MODELS: [(&str, &str, Option<&str>); 12] = [
     ("hf_quick_gelu", "hf_quick_gelu", None),
     ("hf_gelu", "hf_gelu", None),
     ("hf_old_eos", "hf_old_eos", None),
     ("openai.pt", "openai", None),
     ("openai.safetensors", "openai", None),
     ("openai_fp16_wrapped.pt", "openai_fp16_wrapped", None),
-    //("openai_small_lightning.ckpt", "openai_small", None),
+    ("openai_small_lightning.ckpt", "openai_small", None),
     ("openai_small_torchscript.pt", "openai_small", None),
     ("open_clip_gelu.pt", "open_clip_gelu", Some("open_clip_config")),
     ("open_clip_quick_gelu.pt", "open_clip_quick_gelu", None),

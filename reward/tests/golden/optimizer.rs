@@ -145,22 +145,3 @@ fn a_parameter_that_no_loss_reached_keeps_value_and_state() {
     let unreached = adam.state().filter(|(name, _)| name.starts_with("unreached."));
     assert!(unreached.into_iter().all(|(_, tensor)| values(tensor).iter().all(|value| *value == 0.0)));
 }
-#[test]
-fn debug() {
-    let leaf = Tensor::from_slice(&[1.0_f32, -2.0]).set_requires_grad(true);
-    let settings =
-        AdamSettings { rate: 0.0, beta1: 0.9, beta2: 0.999, weight_decay: 0.0, epsilon: 1e-8, decoupled: false };
-    let mut adam = Adam::new(vec![("a".to_owned(), leaf.shallow_clone())], settings);
-    for (name, tensor) in adam.state() {
-        println!("before {name} {:?}", values(tensor));
-    }
-    adam.zero_gradients();
-    leaf.sum(Kind::Float).backward();
-    println!("{:?}", values(&leaf.grad()));
-    adam.step(1e-2);
-    for (name, tensor) in adam.state() {
-        println!("{name} {:?}", values(tensor));
-    }
-    println!("{:?}", values(&leaf));
-    panic!();
-}
