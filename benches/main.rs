@@ -16,7 +16,9 @@ use reward::{clip::preprocess::load, data::image::DecodeOptions};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
-const ROWS: [(&str, fn() -> Result<()>); 5] =
+type Row = fn() -> Result<()>;
+
+const ROWS: [(&str, Row); 5] =
     [("gemm", gemm), ("decode", decode), ("train", train), ("validate", validate), ("start-up", start_up)];
 
 fn main() -> Result<()> {

@@ -192,7 +192,7 @@ mod tests {
     const COUNTS: TripletCounts = TripletCounts { train: 300, validation: 60, test: 60 };
 
     fn rows(split: &Split) -> Vec<[String; COLUMNS.len()]> {
-        let reader = SerializedFileReader::new(std::fs::File::open(&split.file).unwrap()).unwrap();
+        let reader = SerializedFileReader::try_from(split.file.as_path()).unwrap();
         let rows = reader.get_row_iter(None).unwrap().map(Result::unwrap);
         rows.map(|row| std::array::from_fn(|column| row.get_string(column).unwrap().clone())).collect()
     }

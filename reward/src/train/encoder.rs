@@ -161,7 +161,7 @@ pub struct Encoder<'a> {
     /// The model.
     pub clip: &'a Clip,
     trainable: Trainable,
-    fetcher: &'a Fetcher,
+    pub(super) fetcher: &'a Fetcher,
 }
 
 /// How many images share one prefix pass. On the CPU one: what is cached must not depend on its neighbours, and libtorch's

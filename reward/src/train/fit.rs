@@ -8,25 +8,24 @@ use std::{
     time::Instant,
 };
 
-use rand::{SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::{
     config::{Precision, TrainConfig},
     encoder::{Encoder, Examples, Fetched, Fetcher, distinct_images},
+    plan::Plan,
     prefix_cache::PrefixCache,
     prepare::{decode_options, prepare},
     saved::{Progress, load_progress, load_state, save_checkpoint, save_model},
     step::Stepper,
     trainable::{Trainable, TrainingMode},
+    validate::validate,
 };
 use crate::{
     Error, Result,
     clip::model::Clip,
     data::{loader::ordered, preflight::OnBadImage, triplets::Triplet},
-    eval::{pairwise::Validation, table::Table},
     event::{Event, Observer, Step},
     native::panic_text,
     run::{RunFolder, checkpoints, metrics::Metrics},
@@ -182,43 +181,6 @@ fn quarter_of_free_memory() -> u64 {
     kilobytes.map_or(4_000_000_000, |kilobytes| kilobytes * 256)
 }
 
-/// Which rows a step takes: a permutation per epoch that depends on the seed and the epoch only.
-struct Plan<'a> {
-    rows: &'a [Triplet],
-    seed: u64,
-    batch_size: usize,
-    order: Option<(usize, Vec<u32>)>,
-}
-
-impl<'a> Plan<'a> {
-    fn new(config: &TrainConfig, examples: &'a Examples) -> Self {
-        Self { rows: &examples.triplets.rows, seed: config.seed, batch_size: config.batch_size, order: None }
-    }
-
-    fn steps_per_epoch(&self) -> usize {
-        self.rows.len().div_ceil(self.batch_size)
-    }
-
-    /// The epoch of step `step`, both counted from 1.
-    fn epoch(&self, step: usize) -> usize {
-        (step - 1).div_euclid(self.steps_per_epoch()) + 1
-    }
-
-    /// The rows of step `step` (from 1); the last batch of an epoch may be short.
-    fn batch(&mut self, step: usize) -> Vec<Triplet> {
-        let epoch = self.epoch(step);
-        if self.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
-            let mut order: Vec<u32> = (0..self.rows.len() as u32).collect();
-            let key = blake3::hash(format!("{}/shuffle/{epoch}", self.seed).as_bytes());
-            order.shuffle(&mut ChaCha8Rng::from_seed(*key.as_bytes()));
-            self.order = Some((epoch, order));
-        }
-        let start = (step - 1) % self.steps_per_epoch() * self.batch_size;
-        let order = self.order.iter().flat_map(|(_, order)| order);
-        order.skip(start).take(self.batch_size).map(|row| self.rows[*row as usize]).collect()
-    }
-}
-
 struct Fit<'a> {
     config: &'a TrainConfig,
     observer: &'a dyn Observer,
@@ -366,7 +328,7 @@ impl Fit<'_> {
     /// Validates, keeps the best model, and writes the figures down.
     fn validate(&mut self) -> Result<()> {
         let Some(examples) = self.validation else { return Ok(()) };
-        let validation = self.validation_figures(examples)?;
+        let validation = validate(self.config, &self.encoder, examples, self.observer)?;
         let step = self.progress.step;
         let line = json!({
             "step": step,
@@ -384,41 +346,6 @@ impl Fit<'_> {
             save_model(&self.folder.path().join("best"), self.clip, self.source)?;
         }
         Ok(())
-    }
-
-    fn validation_figures(&self, examples: &Examples) -> Result<Validation> {
-        let (triplets, batch) = (&examples.triplets, self.config.batch_size.max(16));
-        let images: Vec<u32> = (0..triplets.images.len() as u32).collect();
-        let prompts: Vec<u32> = (0..triplets.prompts.len() as u32).collect();
-        let mut table = Table::new(triplets.images.len(), triplets.prompts.len());
-        for chunk in prompts.chunks(batch) {
-            let embedded = self.encoder.embed_prompts(examples, chunk);
-            table.set_prompts(chunk, &rows_of(&embedded)?);
-        }
-        let fetch = |image: u32| (image, self.fetcher.fetch(examples, image));
-        ordered(images.iter().copied(), workers(self.config), 2 * batch, fetch, |fetched| -> Result<()> {
-            for (done, chunk) in images.chunks(batch).enumerate() {
-                let mut order = Vec::new();
-                let mut data = HashMap::new();
-                for (image, result) in fetched.take(chunk.len()) {
-                    match result {
-                        Ok(image_data) => {
-                            order.push(image);
-                            data.insert(image, image_data);
-                        }
-                        Err(_) if self.config.on_bad_image == OnBadImage::Skip => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                if !order.is_empty() {
-                    table.set_images(&order, &rows_of(&self.encoder.embed_images(examples, &order, data)?)?);
-                }
-                let done = done * batch + chunk.len();
-                self.observer.event(&Event::Progress { phase: "validation", done, total: images.len() });
-            }
-            Ok(())
-        })?;
-        table.validation(triplets, examples.tokens(), self.config.seed)
     }
 
     fn save(&mut self) -> Result<()> {
@@ -441,11 +368,7 @@ impl Fit<'_> {
     }
 }
 
-fn workers(config: &TrainConfig) -> usize {
+/// Threads that decode.
+pub(super) fn workers(config: &TrainConfig) -> usize {
     config.num_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// The rows of a `[n, E]` fp32 matrix on the CPU.
-fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
-    Vec::try_from(matrix).map_err(|error| Error::data("embeddings cannot be read back").caused_by(error))
 }

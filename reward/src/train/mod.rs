@@ -3,8 +3,10 @@
 pub mod config;
 pub mod encoder;
 pub mod fit;
+mod plan;
 pub mod prefix_cache;
 mod prepare;
 mod saved;
 pub mod step;
 pub mod trainable;
+mod validate;

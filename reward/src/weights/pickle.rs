@@ -176,3 +176,21 @@ fn entries(archive: &[u8]) -> Option<HashMap<&str, Range<usize>>> {
     }
     Some(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transposed_view_behind_an_offset_is_read_in_its_own_order() {
+        let storage: Vec<u8> = (0..7).flat_map(|number| (number as f32).to_le_bytes()).collect();
+        let tensor = |length: usize| PickledTensor {
+            storage: 0..length,
+            layout: Layout::new((3, 2).into(), vec![1, 3], 4),
+            dtype: DType::F32,
+        };
+        assert_eq!(tensor(28).read(&storage).unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(tensor(24).read(&storage), None);
+        assert_eq!(tensor(32).read(&storage), None);
+    }
+}
