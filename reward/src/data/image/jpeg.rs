@@ -54,7 +54,7 @@ pub(super) fn decode(bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bo
     let (mode, format) = match header.colorspace {
         Colorspace::Gray => (Mode::Grey, PixelFormat::GRAY),
         Colorspace::CMYK | Colorspace::YCCK => (Mode::Cmyk, PixelFormat::CMYK),
-        _ => (Mode::Rgb, PixelFormat::RGB),
+        _ => (Mode::Rgbx, PixelFormat::RGBX),
     };
     let short = header.width.min(header.height);
     let shrink = match fast_for {
