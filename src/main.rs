@@ -1,3 +1,41 @@
 //! The `social-reward` binary: glue around the library crates, and the only code that prints.
 
-fn main() {}
+mod cli;
+mod commands;
+#[cfg(feature = "torch")]
+mod cuda;
+mod demo;
+mod failure;
+mod progress;
+mod settings;
+mod signals;
+
+use std::{panic::catch_unwind, process::ExitCode};
+
+use clap::Parser;
+
+use cli::{Cli, Command, RewardCommand, with_kebab_flags};
+
+fn main() -> ExitCode {
+    // libtorch reports errors by panicking; what reaches the user is our error line, not the panic's own output.
+    std::panic::set_hook(Box::new(|_| {}));
+    let cli = Cli::parse_from(with_kebab_flags(std::env::args_os()));
+    let done = catch_unwind(|| run(cli)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(anyhow::anyhow!("internal error: {}", text.unwrap_or("unknown")))
+    });
+    done.unwrap_or_else(|error| failure::report(&error, signals::received()))
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Reward(command) => match *command {
+            RewardCommand::Train(arguments) => commands::train::run(&arguments),
+            RewardCommand::Validate(arguments) => commands::validate::run(&arguments),
+            RewardCommand::Score(arguments) => commands::score::run(&arguments),
+            RewardCommand::Export(arguments) => commands::export::run(&arguments),
+        },
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Doctor(arguments) => commands::doctor::run(&arguments),
+    }
+}

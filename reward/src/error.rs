@@ -9,6 +9,8 @@ pub enum ErrorKind {
     Usage,
     /// Data, files or the run itself failed (exit code 1).
     Data,
+    /// The user asked to stop (exit code 130 or 143).
+    Interrupted,
 }
 
 /// A failure a user can act on. `message` is one line that names the file, row, key or flag.
@@ -34,6 +36,11 @@ impl Error {
     /// A file, row or tensor that is not as it has to be, or a run that failed.
     pub fn data(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Data, message: message.into(), hint: None, source: None }
+    }
+
+    /// The user asked to stop.
+    pub fn interrupted() -> Self {
+        Self { kind: ErrorKind::Interrupted, message: "interrupted".to_owned(), hint: None, source: None }
     }
 
     /// Adds the way out, printed on a line of its own.

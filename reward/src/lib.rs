@@ -5,7 +5,20 @@
 
 pub mod clip;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod eval;
+pub mod event;
+#[cfg(feature = "torch")]
+pub mod loss;
+#[cfg(feature = "torch")]
+pub mod native;
+#[cfg(feature = "torch")]
+pub mod optim;
+pub mod run;
+pub mod score;
+#[cfg(feature = "torch")]
+pub mod train;
+pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,1 +1,227 @@
-//! manifest
+//! Images to score, each with its prompt: a table in parquet, CSV or JSON lines.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::columns::{NullRows, Table, missing_column, strings};
+use super::distinct::{DistinctImages, DistinctStrings};
+use super::source::{ImageSource, not_opened};
+use crate::{Error, Result};
+
+/// Rows of a parquet manifest held at a time.
+const BATCH_ROWS: usize = 4096;
+
+/// The rows of a manifest; equal prompts and images are held once.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The distinct prompts, in order of their first row.
+    pub prompts: Vec<String>,
+    /// The distinct images, by resolved path, in order of their first row.
+    pub images: Vec<ImageSource>,
+    /// The rows, in the order of the file.
+    pub rows: Vec<ManifestRow>,
+}
+
+/// One image and the prompt to score it by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRow {
+    /// Index into [`Manifest::prompts`].
+    pub prompt: u32,
+    /// Index into [`Manifest::images`].
+    pub image: u32,
+    /// The path as the manifest spells it.
+    pub path: String,
+}
+
+impl Manifest {
+    /// Reads a manifest with the columns `prompt` and `path`; its extension says what it is: `parquet`, `csv` or
+    /// `jsonl`. Relative image paths start at the manifest's own folder. Other columns are ignored.
+    ///
+    /// # Errors
+    ///
+    /// Another extension, an unreadable file, a missing column, a cell that is null or not a string, an empty path
+    /// (rows of parquet count from 0, lines of text from 1), or no row at all.
+    pub fn read(file: &Path) -> Result<Self> {
+        let mut reader = Reader::new(file);
+        match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
+            Some("parquet") => reader.parquet()?,
+            Some("csv") => reader.csv()?,
+            Some("jsonl" | "ndjson") => reader.json_lines()?,
+            _ => {
+                return Err(Error::usage(format!(
+                    "manifest {}: wanted a file that ends in .parquet, .csv or .jsonl",
+                    file.display()
+                )));
+            }
+        }
+        let Reader { prompts, images, rows, .. } = reader;
+        if rows.is_empty() {
+            return Err(Error::data(format!("no rows in {}", file.display())));
+        }
+        Ok(Self { prompts: prompts.into_names(), images: images.sources, rows })
+    }
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    prompts: DistinctStrings,
+    images: DistinctImages,
+    rows: Vec<ManifestRow>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &'a Path) -> Self {
+        Self { file, prompts: DistinctStrings::default(), images: DistinctImages::default(), rows: Vec::new() }
+    }
+
+    fn add(&mut self, prompt: &str, path: &str) {
+        let prompt = self.prompts.index(prompt);
+        let image = self.images.file(self.file.parent().unwrap_or(Path::new("")), path);
+        self.rows.push(ManifestRow { prompt, image, path: path.to_owned() });
+    }
+
+    fn parquet(&mut self) -> Result<()> {
+        let table = Table::open(self.file)?;
+        let columns = [table.require(&["prompt"])?, table.require(&["path"])?];
+        let mut nulls = [NullRows::default(), NullRows::default()];
+        let mut row = 0;
+        for batch in table.batches(&columns, BATCH_ROWS)? {
+            let batch = batch?;
+            let (prompts, paths) = (strings(self.file, &batch, "prompt")?, strings(self.file, &batch, "path")?);
+            for (prompt, path) in prompts.iter().zip(paths) {
+                let path = path.filter(|path| !path.is_empty());
+                if let (Some(prompt), Some(path)) = (prompt, path) {
+                    self.add(prompt, path);
+                }
+                for (empty, nulls) in [prompt.is_none(), path.is_none()].into_iter().zip(&mut nulls) {
+                    if empty {
+                        nulls.add(row);
+                    }
+                }
+                row += 1;
+            }
+        }
+        columns.iter().zip(&nulls).try_for_each(|(column, nulls)| nulls.check(self.file, column))
+    }
+
+    fn csv(&mut self) -> Result<()> {
+        let file = self.file;
+        let wrong = |error: csv::Error| Error::data(format!("{}: {error}", file.display()));
+        let mut table = csv::Reader::from_reader(fs_err::File::open(file).map_err(|error| not_opened(file, error))?);
+        let header = table.headers().map_err(wrong)?.clone();
+        let place = |name| {
+            header
+                .iter()
+                .position(|column| column == name)
+                .ok_or_else(|| missing_column(self.file.display(), &[name], header.iter()))
+        };
+        let (prompt, path) = (place("prompt")?, place("path")?);
+        for record in table.records() {
+            let record = record.map_err(wrong)?;
+            // Every record has the header's length, or the reader refuses it.
+            if record[path].is_empty() {
+                let line = record.position().map_or(0, csv::Position::line);
+                return Err(self.wrong_line(line, "`path` is empty"));
+            }
+            self.add(&record[prompt], &record[path]);
+        }
+        Ok(())
+    }
+
+    fn json_lines(&mut self) -> Result<()> {
+        let text = fs_err::read_to_string(self.file).map_err(|error| not_opened(self.file, error))?;
+        for (line, number) in text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()) {
+            let object: Map<String, Value> =
+                serde_json::from_str(line).map_err(|error| self.wrong_line(number, error))?;
+            let cell = |name: &str| match object.get(name) {
+                Some(Value::String(text)) => Ok(text),
+                Some(other) => Err(self.wrong_line(number, format!("`{name}` is {other}, wanted a string"))),
+                None => {
+                    let place = format!("{} line {number}", self.file.display());
+                    Err(missing_column(place, &[name], object.keys().map(String::as_str)))
+                }
+            };
+            let (prompt, path) = (cell("prompt")?, cell("path")?);
+            if path.is_empty() {
+                return Err(self.wrong_line(number, "`path` is empty"));
+            }
+            self.add(prompt, path);
+        }
+        Ok(())
+    }
+
+    fn wrong_line(&self, line: u64, what: impl std::fmt::Display) -> Error {
+        Error::data(format!("{} line {line}: {what}", self.file.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tables");
+
+    #[test]
+    fn the_same_rows_from_every_format() {
+        for name in ["manifest.parquet", "manifest.csv", "manifest_excel.csv", "manifest.jsonl"] {
+            let manifest = Manifest::read(&Path::new(TABLES).join(name)).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(manifest.prompts, ["a red fox", "she said \"hi\", twice"], "{name}");
+            let row = |prompt, image, path: &str| ManifestRow { prompt, image, path: path.to_owned() };
+            assert_eq!(manifest.rows, [row(0, 0, "a.png"), row(1, 1, "sub/b.png"), row(0, 0, "a.png")], "{name}");
+            assert_eq!(manifest.images[1].label(), format!("{TABLES}/sub/b.png"), "{name}");
+        }
+    }
+
+    /// The message and hint for a manifest of this content.
+    fn refused(name: &str, content: impl AsRef<[u8]>) -> (String, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(name);
+        fs_err::write(&file, content).unwrap();
+        let error = Manifest::read(&file).unwrap_err();
+        let message = error.to_string().replace(&format!("{}/", folder.path().display()), "");
+        (message, error.hint_text().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn bad_csv_is_refused_by_line() {
+        let (message, hint) = refused("m.csv", "prompt,paths\na,b\n");
+        assert_eq!(message, "m.csv has no column `path` (it has: prompt, paths)");
+        assert_eq!(hint, "did you mean `paths`?");
+        assert_eq!(refused("m.csv", "prompt,path\na,b\nc,\n").0, "m.csv line 3: `path` is empty");
+        let ragged = refused("m.csv", "prompt,path\na,b\nc\n").0;
+        assert!(ragged.starts_with("m.csv: CSV error: record 2 (line: 3, "), "{ragged}");
+        let latin = refused("m.csv", b"prompt,path\nF\xfcchse,b\n").0;
+        assert!(latin.contains("(line 2, ") && latin.contains("UTF-8"), "{latin}");
+        assert_eq!(refused("m.csv", "prompt,path\n").0, "no rows in m.csv");
+        assert_eq!(refused("m.csv", "").0, "m.csv has no column `prompt` (it has: )");
+    }
+
+    #[test]
+    fn bad_json_lines_are_refused_by_line() {
+        let good = r#"{"prompt": "a", "path": "b"}"#;
+        for (bad, wanted) in [
+            (r#"{"prompt": "a""#, "m.jsonl line 3: EOF while parsing an object at line 1 column 14"),
+            (r#"{"prompt": "a", "path": null}"#, "m.jsonl line 3: `path` is null, wanted a string"),
+            (r#"{"prompt": 7, "path": "b"}"#, "m.jsonl line 3: `prompt` is 7, wanted a string"),
+            (r#"{"prompt": "a", "file": "b"}"#, "m.jsonl line 3 has no column `path` (it has: prompt, file)"),
+            (r#"{"prompt": "a", "path": ""}"#, "m.jsonl line 3: `path` is empty"),
+            ("[]", "m.jsonl line 3: invalid type: sequence, expected a map at line 1 column 0"),
+        ] {
+            assert_eq!(refused("m.jsonl", format!("{good}\n\n{bad}\n")).0, wanted);
+        }
+        assert_eq!(refused("m.jsonl", "").0, "no rows in m.jsonl");
+    }
+
+    #[test]
+    fn bad_parquet_and_other_files_are_refused() {
+        let refused = |name: &str| {
+            let error = Manifest::read(&Path::new(TABLES).join(name)).unwrap_err();
+            (error.kind(), error.to_string().replace(&format!("{TABLES}/"), ""))
+        };
+        let missing = "pandas.parquet has no column `path` (it has: prompt, pos_path, neg_path, age, style, id)";
+        assert_eq!(refused("pandas.parquet"), (crate::ErrorKind::Data, missing.to_owned()));
+        let other = "manifest a.png: wanted a file that ends in .parquet, .csv or .jsonl";
+        assert_eq!(refused("a.png"), (crate::ErrorKind::Usage, other.to_owned()));
+    }
+}

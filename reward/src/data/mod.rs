@@ -1,6 +1,10 @@
 //! From files to triplets: parquet rows, manifests, preflight, image decoding, worker threads.
 
+mod columns;
+mod distinct;
 pub mod image;
+pub mod loader;
 pub mod manifest;
 pub mod preflight;
+pub mod source;
 pub mod triplets;

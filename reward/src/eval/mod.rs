@@ -2,3 +2,5 @@
 
 pub mod intervals;
 pub mod pairwise;
+pub mod slices;
+pub mod table;

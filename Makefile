@@ -1,0 +1,29 @@
+# What README names. Nothing has to be exported: setup gets what is missing, scripts/features picks cargo's features.
+.PHONY: help setup build demo test check bench
+.DEFAULT_GOAL := help
+
+export PATH := $(CURDIR)/.tools/cmake/data/bin:$(PATH)
+# Read when a recipe runs, so after `setup` may have brought cmake.
+features = $$(scripts/features)
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
+
+setup: ## libtorch into .libtorch, cmake and nasm for libjpeg-turbo
+	@scripts/setup
+
+build: setup ## the program: target/release/social-reward
+	cargo build --release --locked $(features)
+
+demo: build ## the whole pipeline on generated data, on a CPU
+	target/release/social-reward demo
+
+test: setup ## all tests
+	scripts/phase "build tests" cargo test --workspace --locked $(features) --no-run
+	scripts/phase tests cargo test --workspace --locked $(features)
+
+check: setup ## what CI asks beside the tests: format, lints, docs, portable tests
+	scripts/check.sh
+
+bench: setup ## measured against the peers (wants the Python packages that benches/peers names)
+	cargo bench --locked $(features)

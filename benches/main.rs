@@ -1,0 +1,229 @@
+//! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
+//!
+//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, train, validate, start-up. The peers are the
+//! scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision, openai-clip,
+//! safetensors, pandas and pyarrow. Data and weights are made once, in `target/bench`.
+#![allow(clippy::print_stdout, reason = "a benchmark's figures go to stdout")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use reward::{clip::preprocess::load, data::image::DecodeOptions};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
+const ROWS: [(&str, fn() -> Result<()>); 5] =
+    [("gemm", gemm), ("decode", decode), ("train", train), ("validate", validate), ("start-up", start_up)];
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if wanted.first().is_some_and(|argument| argument == "exit-at-once") {
+        return Ok(());
+    }
+    for name in &wanted {
+        ensure!(
+            ROWS.iter().any(|(row, _)| row == name),
+            "no row `{name}`: want gemm, decode, train, validate or start-up"
+        );
+    }
+    for (name, row) in ROWS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            row().with_context(|| format!("row {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where data and weights are kept between runs.
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench").join(name)
+}
+
+/// The last line that a peer prints, as JSON.
+fn peer(script: &str, arguments: &[&str]) -> Result<Value> {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers").join(script);
+    let output = Command::new(python).arg(&script).args(arguments).output()?;
+    ensure!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout)?;
+    let last = text.lines().last().unwrap_or("null");
+    Ok(serde_json::from_str(last).unwrap_or(Value::Null))
+}
+
+/// Wall time of the program.
+fn ours(arguments: &[&str]) -> Result<Duration> {
+    let started = Instant::now();
+    let output = Command::new(PROGRAM).args(arguments).output()?;
+    let took = started.elapsed();
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(took)
+}
+
+/// Distinct photographs and triplets over them, made once.
+fn data(name: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let folder = folder(name);
+    if !folder.join("triplets.parquet").is_file() {
+        let path = folder.display().to_string();
+        peer("make_data.py", &[&[path.as_str()], arguments].concat())?;
+    }
+    Ok(folder)
+}
+
+/// Random ViT-L/14 weights that both sides read.
+fn weights() -> Result<String> {
+    let path = folder("vit-l-14.safetensors");
+    if !path.is_file() {
+        fs_err::create_dir_all(folder(""))?;
+        let output = path.display().to_string();
+        ours(&["reward", "export", "--model", "random:vit-l-14", "--format", "openai", "--output", &output])?;
+    }
+    Ok(path.display().to_string())
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+fn gemm() -> Result<()> {
+    println!("gemm: fp32 products on this machine, GFLOP/s: {}", peer("gemm.py", &[])?);
+    Ok(())
+}
+
+fn decode() -> Result<()> {
+    let images = data("distinct", &["--images", "64"])?.join("images");
+    let files: Vec<PathBuf> = fs_err::read_dir(&images)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let rate = |fast_for| -> Result<f64> {
+        let options = DecodeOptions { fast_for, ..DecodeOptions::default() };
+        let mut best = 0.0_f64;
+        for _ in 0..3 {
+            let started = Instant::now();
+            for file in &files {
+                std::hint::black_box(load(&fs_err::read(file)?, "", 224, &options)?);
+            }
+            best = best.max(files.len() as f64 / started.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    };
+    let theirs =
+        peer("decode.py", &[&images.display().to_string()])?["images_per_second"].as_f64().context("no rate")?;
+    for (name, ours) in [("decode", rate(None)?), ("decode --fast-decode", rate(Some(224))?)] {
+        println!(
+            "{name}: 1024² JPEG to 224² pixels on one core: ours {ours:.1}/s, PIL + torchvision {theirs:.1}/s, {:.2}×",
+            ours / theirs
+        );
+    }
+    Ok(())
+}
+
+/// Three epochs of the paper's mode over 32 triplets of 64 distinct photographs, batch 8. The peer is timed over one warm-up
+/// and three steps, and scaled.
+fn train() -> Result<()> {
+    let table = data("distinct", &["--images", "64"])?.join("triplets.parquet").display().to_string();
+    let weights = weights()?;
+    let run = tempfile::tempdir()?;
+    let save_folder = run.path().join("run").display().to_string();
+    let mode = "visual_upper_layers_textual_upper_layers";
+    let arguments = ["reward", "train", "--training-file", &table, "--training-mode", mode, "--model", &weights];
+    let rest = ["--batch-size", "8", "--n-epochs", "3", "--save-folder", &save_folder, "--device", "cpu"];
+    ours(&[arguments.as_slice(), &rest].concat())?;
+    let metrics = fs_err::read_to_string(Path::new(&save_folder).join("metrics.jsonl"))?;
+    let lines = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let seconds: Vec<f64> = lines.iter().filter_map(|line| Some(8.0 / line["triplets_per_second"].as_f64()?)).collect();
+    ensure!(seconds.len() == 12, "12 steps wanted, {} done", seconds.len());
+    let original = peer("train.py", &[&weights, &table, "--batch-size", "8", "--steps", "3", "--warm-up", "1"])?;
+    let step = mean(&numbers(&original["seconds_per_step"]));
+    let (first, later) = (mean(&seconds[..4]), mean(&seconds[4..]));
+    println!(
+        "train: 3 epochs, 32 triplets, batch 8, ViT-L/14: ours {:.1} s, the original {:.1} s (12 × the mean of 3 steps), {:.2}×",
+        seconds.iter().sum::<f64>(),
+        12.0 * step,
+        12.0 * step / seconds.iter().sum::<f64>(),
+    );
+    println!(
+        "train: a step of the first epoch {first:.2} s, later {later:.2} s, the original {step:.2} s: {:.2}× and {:.2}×",
+        step / first,
+        step / later
+    );
+    // Forward and backward of the blocks that train, the frozen ones forward: multiply-adds of the image tower's products.
+    let block = 2.0 * 257.0 * 12.0 * 1024.0 * 1024.0;
+    println!(
+        "train: image-tower products at {:.0} GFLOP/s in the first epoch, {:.0} later",
+        16.0 * 27.5 * block / first / 1e9,
+        16.0 * 6.5 * block / later / 1e9
+    );
+    println!(
+        "train: peak memory of the original {:.1} GiB",
+        original["peak_rss_bytes"].as_f64().unwrap_or(f64::NAN) / (1u64 << 30) as f64
+    );
+    Ok(())
+}
+
+/// Validation on all-distinct rows and on rows where images recur 3.5 times and prompts 29 times.
+fn validate() -> Result<()> {
+    let weights = weights()?;
+    let recurring = ["--images", "32", "--image-recurrence", "3.5", "--prompt-recurrence", "29"];
+    for (name, table) in
+        [("distinct", data("few", &["--images", "32"])?), ("recurring", data("recurring", &recurring)?)]
+    {
+        let table = table.join("triplets.parquet").display().to_string();
+        let took = ours(&[
+            "reward",
+            "validate",
+            &table,
+            "--checkout-path",
+            &weights,
+            "--batch-size",
+            "8",
+            "--device",
+            "cpu",
+            "--json",
+        ])?;
+        let loading =
+            ours(&["reward", "score", "--model", &weights, "--prompt", "x", &first_image(&table)?, "--device", "cpu"])?;
+        let theirs =
+            peer("validate.py", &[&weights, &table, "--batch-size", "8"])?["seconds"].as_f64().context("no time")?;
+        let ours = (took - loading.min(took)).as_secs_f64();
+        println!(
+            "validate, {name}: ours {ours:.1} s beside loading, the original {theirs:.1} s, {:.2}×",
+            theirs / ours
+        );
+    }
+    Ok(())
+}
+
+fn first_image(table: &str) -> Result<String> {
+    Ok(Path::new(table).with_file_name("images").join("00000.jpg").display().to_string())
+}
+
+/// Our own share of starting, beside loading libtorch: this bench links the same libraries and leaves at once.
+fn start_up() -> Result<()> {
+    let own = std::env::current_exe()?;
+    let median = |program: &Path, arguments: &[&str]| -> Result<f64> {
+        let mut times = Vec::new();
+        for _ in 0..15 {
+            let started = Instant::now();
+            Command::new(program).args(arguments).output()?;
+            times.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[7])
+    };
+    let loading = median(&own, &["exit-at-once"])?;
+    for arguments in [["--help"].as_slice(), &["reward", "train", "--batch-size", "x"]] {
+        let ours = median(Path::new(PROGRAM), arguments)?;
+        println!(
+            "start-up: `{}` {ours:.0} ms, {:.1} ms of it ours (loading libtorch {loading:.0} ms)",
+            arguments.join(" "),
+            ours - loading
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+// What tch does not bind of libtorch: gradient checkpointing, the fused optimizer steps, the gradient norm, peak memory.
+// Every function returns 0, or -1 with the reason in sr_last_error(). Tensors are borrowed `torch::Tensor*`, as in tch.
+#include <torch/torch.h>
+
+#include <string>
+#include <vector>
+
+namespace {
+
+thread_local std::string last_error;
+
+template <typename Body>
+int guarded(Body body) {
+  try {
+    body();
+    return 0;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return -1;
+  }
+}
+
+std::vector<at::Tensor> gather(torch::Tensor* const* tensors, size_t count) {
+  std::vector<at::Tensor> all;
+  all.reserve(count);
+  for (size_t i = 0; i < count; i++) all.push_back(*tensors[i]);
+  return all;
+}
+
+// Runs the Rust closure: borrows the input, returns an owned output, or null after a panic.
+using Run = torch::Tensor* (*)(void* closure, torch::Tensor* input);
+using Drop = void (*)(void* closure);
+
+// The Rust closure, owned by the graph node that will call it again.
+struct Closure : torch::CustomClassHolder {
+  void* closure;
+  Run run;
+  Drop drop;
+  Closure(void* closure, Run run, Drop drop) : closure(closure), run(run), drop(drop) {}
+  ~Closure() override { drop(closure); }
+  at::Tensor call(at::Tensor input) const {
+    torch::Tensor* output = run(closure, &input);
+    if (!output) throw std::runtime_error("the checkpointed block panicked");
+    at::Tensor result = std::move(*output);
+    delete output;
+    return result;
+  }
+};
+
+// Keeps the block's input only; backward runs the block again with gradients on (Chen et al. 2016, arXiv 1604.06174).
+// inputs[0] is the block's input; the rest are its parameters, named here so that a node is recorded, and their gradients
+// returned, even where the input itself requires none.
+struct Checkpoint : torch::autograd::Function<Checkpoint> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, at::TensorList inputs,
+                            c10::intrusive_ptr<Closure> closure) {
+    context->save_for_backward(inputs.vec());
+    context->saved_data["closure"] = c10::IValue::make_capsule(closure);
+    return closure->call(inputs[0].detach());
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list output_gradients) {
+    auto inputs = context->get_saved_variables();
+    auto capsule = context->saved_data["closure"].toCapsule();
+    auto& closure = static_cast<Closure&>(*capsule);
+    at::AutoGradMode gradients_on(true);
+    const bool input_requires_grad = inputs[0].requires_grad();
+    at::Tensor input = inputs[0].detach().set_requires_grad(input_requires_grad);
+    at::Tensor output = closure.call(input);
+
+    torch::autograd::variable_list wanted;
+    std::vector<size_t> places;
+    for (size_t i = 0; i < inputs.size(); i++) {
+      if (!inputs[i].requires_grad()) continue;
+      wanted.push_back(i == 0 ? input : inputs[i]);
+      places.push_back(i);
+    }
+    auto found = torch::autograd::grad({output}, wanted, {output_gradients[0]}, /*retain_graph=*/false,
+                                       /*create_graph=*/false, /*allow_unused=*/true);
+    torch::autograd::variable_list gradients(inputs.size() + 1);  // + 1: the closure has none
+    for (size_t i = 0; i < places.size(); i++) gradients[places[i]] = found[i];
+    return gradients;
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+const char* sr_last_error() { return last_error.c_str(); }
+
+// Takes ownership of `closure`. `*output` is owned by the caller.
+int sr_checkpoint(torch::Tensor* const* inputs, size_t count, void* closure, Run run, Drop drop, torch::Tensor** output) {
+  return guarded([&] {
+    auto owned = c10::make_intrusive<Closure>(closure, run, drop);
+    auto all = gather(inputs, count);
+    *output = new torch::Tensor(at::GradMode::is_enabled() ? Checkpoint::apply(at::TensorList(all), owned)
+                                                           : owned->call(all[0]));
+  });
+}
+
+// One Adam (decoupled = 0: L2 decay in the gradient) or AdamW (decoupled = 1) step in place, fused.
+int sr_adam_step(torch::Tensor* const* parameters, torch::Tensor* const* gradients, torch::Tensor* const* means,
+                 torch::Tensor* const* squares, torch::Tensor* const* steps, size_t count, double rate, double beta1,
+                 double beta2, double weight_decay, double epsilon, int decoupled) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto p = gather(parameters, count), g = gather(gradients, count), m = gather(means, count),
+         v = gather(squares, count), t = gather(steps, count);
+    at::_foreach_add_(t, 1);  // the kernels read the count of this step
+    if (decoupled) {
+      at::_fused_adamw_(p, g, m, v, {}, t, rate, beta1, beta2, weight_decay, epsilon, false, false);
+    } else {
+      at::_fused_adam_(p, g, m, v, {}, t, rate, beta1, beta2, weight_decay, epsilon, false, false);
+    }
+  });
+}
+
+// The Euclidean norm over all gradients together.
+int sr_gradient_norm(torch::Tensor* const* gradients, size_t count, double* norm) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    *norm = at::stack(at::_foreach_norm(gather(gradients, count), 2)).norm().item<double>();
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,189 @@
+//! Columns of parquet files, read batch by batch; every failure names the file, the column and what was wanted.
+
+use std::fmt::Display;
+use std::iter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, BinaryArray, RecordBatch, StringArray};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+
+use super::source::not_opened;
+use crate::error::did_you_mean;
+use crate::{Error, Result};
+
+/// The files that paths and globs name: in the order given, those of a glob by name.
+pub(crate) fn expand(patterns: &[String]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for pattern in patterns {
+        let path = PathBuf::from(pattern);
+        if path.exists() || !pattern.contains(['*', '?', '[']) {
+            files.push(path);
+            continue;
+        }
+        let wrong = |error| Error::usage(format!("`{pattern}` is not a valid glob: {error}"));
+        let before = files.len();
+        for found in glob::glob(pattern).map_err(wrong)? {
+            files.push(found.map_err(|error| Error::data(error.to_string()))?);
+        }
+        if files.len() == before {
+            return Err(Error::data(format!("no file matches `{pattern}`")));
+        }
+    }
+    Ok(files)
+}
+
+/// "PLACE has no column `name` (it has: …)".
+pub(crate) fn missing_column<'a>(
+    place: impl Display,
+    wanted: &[&str],
+    present: impl Iterator<Item = &'a str>,
+) -> Error {
+    let present: Vec<&str> = present.collect();
+    let names = wanted.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
+    let error = Error::data(format!("{place} has no column {names} (it has: {})", present.join(", ")));
+    match wanted.iter().find_map(|name| did_you_mean(name, present.iter().copied())) {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+/// An open parquet file.
+pub(crate) struct Table {
+    pub(crate) path: PathBuf,
+    builder: ParquetRecordBatchReaderBuilder<std::fs::File>,
+}
+
+impl Table {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Err(Error::data(format!("{} is a folder, wanted a parquet file", path.display()))
+                .hint(format!("`{}` names the parquet files in it", path.join("*.parquet").display())));
+        }
+        let file = fs_err::File::open(path).map_err(|error| not_opened(path, error))?.into_parts().0;
+        // Without the writer's Arrow schema, strings of every kind (large, view, dictionary) are one type, as are bytes.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let builder = guarded(path, || ParquetRecordBatchReaderBuilder::try_new_with_options(file, options))?;
+        Ok(Self { path: path.to_owned(), builder })
+    }
+
+    /// The first of `wanted` that the file has.
+    pub(crate) fn require<'a>(&self, wanted: &[&'a str]) -> Result<&'a str> {
+        let schema = self.builder.schema();
+        wanted.iter().copied().find(|name| schema.column_with_name(name).is_some()).ok_or_else(|| {
+            missing_column(self.path.display(), wanted, schema.fields().iter().map(|field| field.name().as_str()))
+        })
+    }
+
+    /// Batches of at most `rows` rows of these columns, which the file must have.
+    pub(crate) fn batches(self, columns: &[&str], rows: usize) -> Result<impl Iterator<Item = Result<RecordBatch>>> {
+        let Self { path, builder } = self;
+        let roots = columns.iter().filter_map(|name| builder.schema().column_with_name(name)).map(|(index, _)| index);
+        let mask = ProjectionMask::roots(builder.parquet_schema(), roots.collect::<Vec<_>>());
+        let mut reader = guarded(&path, || builder.with_projection(mask).with_batch_size(rows).build())?;
+        Ok(iter::from_fn(move || guarded(&path, || reader.next().transpose()).transpose()))
+    }
+}
+
+/// Runs a step of the parquet reader, which panics on some damaged pages.
+fn guarded<T, E: Display>(path: &Path, step: impl FnOnce() -> Result<T, E>) -> Result<T> {
+    let why = match catch_unwind(AssertUnwindSafe(step)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "its pages contradict themselves".to_owned(),
+    };
+    let what = format!("{} is not a parquet file, or is cut short or damaged: {why}", path.display());
+    Err(Error::data(what).hint("check that it was written and copied to its end"))
+}
+
+/// The column `name` as strings.
+pub(crate) fn strings<'a>(path: &Path, batch: &'a RecordBatch, name: &str) -> Result<&'a StringArray> {
+    let column = &batch[name];
+    column.as_string_opt().ok_or_else(|| wrong_type(path, name, column, "strings"))
+}
+
+/// A column of images: paths, bytes, or Hugging Face's `{bytes, path}`.
+pub(crate) struct ImageColumn<'a> {
+    column: &'a dyn Array,
+    bytes: Option<&'a BinaryArray>,
+    paths: Option<&'a StringArray>,
+}
+
+/// A cell of an [`ImageColumn`].
+pub(crate) enum ImageCell<'a> {
+    Path(&'a str),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> ImageColumn<'a> {
+    /// The column `name`: a column of paths or, if `embedded`, of image bytes.
+    pub(crate) fn new(path: &Path, batch: &'a RecordBatch, name: &str, embedded: bool) -> Result<Self> {
+        let column = &batch[name];
+        let (bytes, paths) = if !embedded {
+            (None, Some(strings(path, batch, name)?))
+        } else if let Some(fields) = column.as_struct_opt() {
+            let bytes = fields.column_by_name("bytes").and_then(|field| field.as_binary_opt());
+            (bytes, fields.column_by_name("path").and_then(|field| field.as_string_opt()))
+        } else {
+            (column.as_binary_opt(), None)
+        };
+        if bytes.is_none() && paths.is_none() {
+            return Err(wrong_type(path, name, column, "image bytes or a struct of bytes and path")
+                .hint("paths of image files belong in `pos_path` and `neg_path`"));
+        }
+        Ok(Self { column, bytes, paths })
+    }
+
+    /// The image of a row; `None` where it is null (or the path is empty).
+    pub(crate) fn get(&self, row: usize) -> Option<ImageCell<'a>> {
+        if self.column.is_null(row) {
+            return None;
+        }
+        if let Some(bytes) = self.bytes.filter(|bytes| bytes.is_valid(row)) {
+            return Some(ImageCell::Bytes(bytes.value(row)));
+        }
+        let paths = self.paths.filter(|paths| paths.is_valid(row) && !paths.value(row).is_empty())?;
+        Some(ImageCell::Path(paths.value(row)))
+    }
+}
+
+fn wrong_type(path: &Path, name: &str, column: &dyn Array, wanted: &str) -> Error {
+    let found = column.data_type();
+    Error::data(format!("{}: column `{name}` has type {found}, wanted {wanted}", path.display()))
+}
+
+/// How many rows to name in a message before "…".
+pub(crate) const ROWS_NAMED: usize = 5;
+
+/// The rows in which a column is null.
+#[derive(Default)]
+pub(crate) struct NullRows {
+    count: usize,
+    first: Vec<String>,
+}
+
+impl NullRows {
+    pub(crate) fn add(&mut self, row: usize) {
+        self.count += 1;
+        if self.first.len() < ROWS_NAMED {
+            self.first.push(row.to_string());
+        }
+    }
+
+    /// An error if there were any.
+    pub(crate) fn check(&self, path: &Path, column: &str) -> Result<()> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let more = if self.count > self.first.len() { ", …" } else { "" };
+        let what = if column == "prompt" { "null" } else { "null or empty" };
+        let (rows, plural) = (self.first.join(", "), if self.count == 1 { "" } else { "s" });
+        Err(Error::data(format!(
+            "{}: column `{column}` is {what} in {} row{plural}: {rows}{more} (rows count from 0)",
+            path.display(),
+            self.count
+        )))
+    }
+}

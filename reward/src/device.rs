@@ -1,0 +1,93 @@
+//! `--device auto|cpu|cuda[:N]`.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// Where the user wants to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceName {
+    /// CUDA where there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// This CUDA device.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => name
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("`{name}` is no device: want auto, cpu, cuda or cuda:N")),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse()
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Auto => formatter.write_str("auto"),
+            Self::Cpu => formatter.write_str("cpu"),
+            Self::Cuda(index) => write!(formatter, "cuda:{index}"),
+        }
+    }
+}
+
+impl From<DeviceName> for String {
+    fn from(name: DeviceName) -> Self {
+        name.to_string()
+    }
+}
+
+impl DeviceName {
+    /// The device in libtorch's terms.
+    ///
+    /// # Errors
+    /// CUDA asked for and not there.
+    #[cfg(feature = "torch")]
+    pub fn resolve(self) -> Result<tch::Device> {
+        let count = if self == Self::Cpu { 0 } else { tch::Cuda::device_count().max(0) as usize };
+        match self {
+            Self::Auto if count > 0 && tch::Cuda::is_available() => Ok(tch::Device::Cuda(0)),
+            Self::Auto | Self::Cpu => Ok(tch::Device::Cpu),
+            Self::Cuda(index) if index < count && tch::Cuda::is_available() => Ok(tch::Device::Cuda(index)),
+            Self::Cuda(_) => Err(Error::data(format!("--device {self}: {count} CUDA device(s) here"))
+                .hint("`social-reward doctor` says what is missing; --device auto falls back to the CPU")),
+        }
+    }
+
+    /// The portable build computes on the CPU only.
+    ///
+    /// # Errors
+    /// CUDA asked for.
+    #[cfg(not(feature = "torch"))]
+    pub fn check_portable(self) -> Result<()> {
+        match self {
+            Self::Auto | Self::Cpu => Ok(()),
+            Self::Cuda(_) => {
+                Err(Error::data(format!("--device {self}: this is the portable build, which computes on the CPU"))
+                    .hint("build with default features for CUDA (`make setup`)"))
+            }
+        }
+    }
+}

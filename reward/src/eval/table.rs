@@ -1,0 +1,64 @@
+//! Every distinct image and prompt of a set embedded once; scores are products of the two.
+
+use super::{
+    pairwise::{ScoredPair, Validation, validation},
+    slices::{PromptLength, slice_by},
+};
+use crate::{Result, clip::tokenizer::Tokens, data::triplets::Triplets};
+
+/// Unit embeddings by index; an image that could not be read has none.
+pub struct Table {
+    images: Vec<Option<Vec<f32>>>,
+    prompts: Vec<Vec<f32>>,
+}
+
+impl Table {
+    /// An empty table for so many images and prompts.
+    pub fn new(images: usize, prompts: usize) -> Self {
+        Self { images: vec![None; images], prompts: vec![Vec::new(); prompts] }
+    }
+
+    /// Sets the embeddings of these images.
+    pub fn set_images(&mut self, indexes: &[u32], embeddings: &[Vec<f32>]) {
+        for (index, embedding) in indexes.iter().zip(embeddings) {
+            self.images[*index as usize] = Some(embedding.clone());
+        }
+    }
+
+    /// Sets the embeddings of these prompts.
+    pub fn set_prompts(&mut self, indexes: &[u32], embeddings: &[Vec<f32>]) {
+        for (index, embedding) in indexes.iter().zip(embeddings) {
+            self.prompts[*index as usize].clone_from(embedding);
+        }
+    }
+
+    /// Cosine of prompt and image, in -1..=1; `None` for an image that could not be read.
+    pub fn score(&self, prompt: u32, image: u32) -> Option<f32> {
+        let image = self.images[image as usize].as_ref()?;
+        Some(self.prompts[prompt as usize].iter().zip(image).map(|(a, b)| a * b).sum())
+    }
+
+    /// The figures over all pairs, by slices of prompt length and of the column the triplets carry. `tokens`: of each
+    /// distinct prompt.
+    ///
+    /// # Errors
+    /// No pair is left, or a score is not finite.
+    pub fn validation(&self, triplets: &Triplets, tokens: &[Tokens], seed: u64) -> Result<Validation> {
+        let mut pairs = Vec::new();
+        let (mut lengths, mut values) = (Vec::new(), Vec::new());
+        for (index, row) in triplets.rows.iter().enumerate() {
+            let scores = (self.score(row.prompt, row.positive), self.score(row.prompt, row.negative));
+            let (Some(positive), Some(negative)) = scores else { continue };
+            pairs.push(ScoredPair { prompt: &triplets.prompts[row.prompt as usize], positive, negative });
+            // Start and end do not count.
+            lengths.push(PromptLength::of(tokens[row.prompt as usize].ids.len().saturating_sub(2)));
+            values.extend(triplets.slices.as_ref().map(|slices| slices.values[index].clone()));
+        }
+        let outcomes: Vec<f64> = pairs.iter().map(ScoredPair::outcome).collect();
+        let mut slices = slice_by("prompt_length", &lengths, &outcomes);
+        if let Some(column) = triplets.slices.as_ref().map(|slices| slices.column.as_str()) {
+            slices.extend(slice_by(column, &values, &outcomes));
+        }
+        validation(&pairs, triplets.rows.len() - pairs.len(), slices, seed)
+    }
+}

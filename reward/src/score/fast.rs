@@ -1,0 +1,53 @@
+//! Scoring on libtorch, CPU or CUDA.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::{Device, Kind, Tensor};
+
+use super::Engine;
+use crate::{
+    Error, Result,
+    clip::{
+        config::ClipConfig,
+        model::{Clip, Depth, unit},
+        tokenizer::Tokens,
+    },
+    device::DeviceName,
+    native::panic_text,
+    weights::Checkpoint,
+};
+
+/// A CLIP in fp32 without gradients.
+pub(super) struct Fast {
+    clip: Clip,
+}
+
+impl Fast {
+    pub(super) fn load(checkpoint: &Checkpoint, device: DeviceName) -> Result<Self> {
+        Ok(Self { clip: Clip::load(checkpoint, device.resolve()?, Kind::Float, |_| false)? })
+    }
+}
+
+impl Engine for Fast {
+    fn config(&self) -> &ClipConfig {
+        &self.clip.config
+    }
+
+    fn images(&self, pictures: &[&[u8]]) -> Result<Vec<Vec<f32>>> {
+        rows(|| self.clip.image_suffix(&self.clip.pixels(pictures), Depth::Input))
+    }
+
+    fn texts(&self, prompts: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
+        let (ids, ends) = self.clip.token_ids(prompts);
+        rows(|| self.clip.text_suffix(&ids, &ends, Depth::Input))
+    }
+}
+
+/// Runs `embed` without a graph and gives the unit rows of its `[n, E]` answer.
+fn rows(embed: impl FnOnce() -> Tensor) -> Result<Vec<Vec<f32>>> {
+    let embedded =
+        catch_unwind(AssertUnwindSafe(|| tch::no_grad(|| unit(&embed()).to_device(Device::Cpu)))).map_err(|panic| {
+            Error::data(format!("libtorch: {}", panic_text(&*panic))).hint("a smaller --batch-size needs less memory")
+        })?;
+    Vec::try_from(embedded).map_err(|error| Error::data("embeddings cannot be read back").caused_by(error))
+}

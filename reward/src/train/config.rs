@@ -1,0 +1,264 @@
+//! Everything a reward training run is told. One struct: the TOML file, the flags and the saved `config.toml` share its
+//! names.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::trainable::TrainingMode;
+use crate::{
+    Error, Result,
+    clip::config::Activation,
+    data::preflight::{Level, OnBadImage},
+    device::DeviceName,
+    loss::LossName,
+    optim::Schedule,
+};
+
+/// Kind of the activations and of the weights that are not trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 32-bit floats.
+    Fp32,
+    /// bfloat16 activations and frozen weights; what trains, LayerNorm and the losses stay in fp32.
+    Bf16,
+}
+
+/// The settings of `reward train`. Defaults are the original trainer's where it has them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Parquet files or globs with the training triplets.
+    pub training_file: Vec<String>,
+    /// What trains.
+    pub training_mode: Option<TrainingMode>,
+    /// Triplets of one optimizer step.
+    pub batch_size: usize,
+    /// Passes over the training triplets.
+    pub n_epochs: usize,
+    /// Receives checkpoints, metrics and the final model.
+    pub save_folder: Option<PathBuf>,
+    /// The loss.
+    pub loss_name: LossName,
+    /// Checkpoint to start from instead of the base.
+    pub checkout_path: Option<String>,
+    /// Learning rate after the warm-up.
+    pub learning_rate: f64,
+    /// Base model; with `checkout_path`, only its architecture counts.
+    pub model: Option<String>,
+    /// Parquet files or globs with held-out triplets.
+    pub validation_file: Vec<String>,
+    /// Validate every so many steps, besides once per epoch; 0: only per epoch.
+    pub validate_every: usize,
+    /// Write a checkpoint every so many steps, besides once per epoch; 0: only per epoch.
+    pub checkpoint_every: usize,
+    /// How many checkpoints stay on disk; 0: all.
+    pub keep_checkpoints: usize,
+    /// Micro-batches that one batch is split into.
+    pub gradient_accumulation: usize,
+    /// Gradients with a larger norm are scaled down to it; absent: never.
+    pub clip_norm: Option<f64>,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// Stop after so many steps, whatever `n_epochs` says.
+    pub max_steps: Option<usize>,
+    /// Margin of the triplet loss.
+    pub margin: f64,
+    /// Pictures with more pixels are refused; absent: Pillow's limit.
+    pub max_pixels: Option<u64>,
+    /// Apply the EXIF orientation (the original does not).
+    pub exif_rotate: bool,
+    /// Overrides the model's activation.
+    pub activation: Option<Activation>,
+    /// Recompute activations in the backward pass to save memory.
+    pub gradient_checkpointing: bool,
+    /// Kind of activations and frozen weights.
+    pub precision: Precision,
+    /// Where the frozen prefix's activations are kept: `off`, `ram` or a folder.
+    pub cache: String,
+    /// Budget of the cache in GB; absent: a quarter of the free memory, or 100 GB on disk.
+    pub cache_gb: Option<f64>,
+    /// Threads that decode images; absent: one per core.
+    pub num_workers: Option<usize>,
+    /// Relative image paths resolve against this folder instead of the parquet's.
+    pub image_root: Option<PathBuf>,
+    /// What an unreadable image does.
+    pub on_bad_image: OnBadImage,
+    /// How much is checked before training.
+    pub preflight: Level,
+    /// Turns the preflight's warnings into errors.
+    pub strict: bool,
+    /// Decode large JPEGs at a fraction of their size.
+    pub fast_decode: bool,
+    /// Where to compute.
+    pub device: DeviceName,
+    /// Seed of the shuffling and of `random:` weights.
+    pub seed: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            training_file: Vec::new(),
+            training_mode: None,
+            batch_size: 32,
+            n_epochs: 10,
+            save_folder: None,
+            loss_name: LossName::Triplet,
+            checkout_path: None,
+            learning_rate: 3e-5,
+            model: None,
+            validation_file: Vec::new(),
+            validate_every: 0,
+            checkpoint_every: 800,
+            keep_checkpoints: 3,
+            gradient_accumulation: 1,
+            clip_norm: None,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            max_steps: None,
+            margin: 0.3,
+            max_pixels: None,
+            exif_rotate: false,
+            activation: None,
+            gradient_checkpointing: false,
+            precision: Precision::Fp32,
+            cache: "ram".to_owned(),
+            cache_gb: None,
+            num_workers: None,
+            image_root: None,
+            on_bad_image: OnBadImage::Stop,
+            preflight: Level::Headers,
+            strict: false,
+            fast_decode: false,
+            device: DeviceName::Auto,
+            seed: 0,
+        }
+    }
+}
+
+/// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
+const FREE_ON_RESUME: [&str; 10] = [
+    "save_folder",
+    "validate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "cache",
+    "cache_gb",
+    "num_workers",
+    "preflight",
+    "strict",
+    "device",
+];
+
+impl TrainConfig {
+    /// Checks what no single field can.
+    ///
+    /// # Errors
+    /// A usage error that names the setting.
+    pub fn check(&self) -> Result<()> {
+        let require = |there: bool, name: &str, what: &str| {
+            if there {
+                return Ok(());
+            }
+            let flag = name.replace('_', "-");
+            Err(Error::usage(format!("--{flag} is missing: {what}"))
+                .hint(format!("or `{name} = …` in the --config file")))
+        };
+        require(!self.training_file.is_empty(), "training_file", "a parquet file of triplets")?;
+        require(
+            self.training_mode.is_some(),
+            "training_mode",
+            "what to train, for example visual_upper_layers_textual_upper_layers",
+        )?;
+        require(self.save_folder.is_some(), "save_folder", "a folder for checkpoints and the final model")?;
+        let positive = |holds: bool, name: &str, value: &dyn std::fmt::Display, wanted: &str| {
+            if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
+        };
+        let above_zero = |value: f64| value > 0.0 && value.is_finite();
+        positive(self.batch_size > 0, "batch_size", &self.batch_size, "at least 1")?;
+        positive(self.n_epochs > 0, "n_epochs", &self.n_epochs, "at least 1")?;
+        positive(above_zero(self.learning_rate), "learning_rate", &self.learning_rate, "a positive number")?;
+        positive(
+            self.margin >= 0.0 && self.margin.is_finite(),
+            "margin",
+            &self.margin,
+            "a number that is not negative",
+        )?;
+        positive(
+            (1..=self.batch_size).contains(&self.gradient_accumulation),
+            "gradient_accumulation",
+            &self.gradient_accumulation,
+            "1 up to the batch size",
+        )?;
+        for (name, value) in [("clip_norm", self.clip_norm), ("cache_gb", self.cache_gb)] {
+            positive(value.is_none_or(above_zero), name, &value.unwrap_or_default(), "a positive number")?;
+        }
+        positive(self.max_steps != Some(0), "max_steps", &0, "at least 1")?;
+        positive(self.max_pixels != Some(0), "max_pixels", &0, "at least 1")
+    }
+
+    /// Names of the settings that differ from `earlier` and would make a resumed run another run.
+    pub fn changed_since(&self, earlier: &Self) -> Vec<String> {
+        let as_map = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        let (now, then) = (as_map(self), as_map(earlier));
+        let mut names: Vec<String> = now.keys().chain(then.keys()).cloned().collect();
+        names.sort();
+        names.dedup();
+        // A constant rate does not know how long the run is.
+        let longer = self.schedule == Schedule::Constant && earlier.schedule == Schedule::Constant;
+        names.retain(|name| {
+            now.get(name) != then.get(name)
+                && !FREE_ON_RESUME.contains(&name.as_str())
+                && !(longer && (name == "n_epochs" || name == "max_steps"))
+        });
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> TrainConfig {
+        TrainConfig {
+            training_file: vec!["T.parquet".to_owned()],
+            training_mode: Some(TrainingMode::Visual),
+            save_folder: Some("out".into()),
+            ..TrainConfig::default()
+        }
+    }
+
+    #[test]
+    fn each_bad_value_is_named() {
+        complete().check().unwrap();
+        for (name, config) in [
+            ("training-file", TrainConfig { training_file: Vec::new(), ..complete() }),
+            ("batch_size", TrainConfig { batch_size: 0, ..complete() }),
+            ("learning_rate", TrainConfig { learning_rate: -1.0, ..complete() }),
+            ("learning_rate", TrainConfig { learning_rate: f64::NAN, ..complete() }),
+            ("gradient_accumulation", TrainConfig { gradient_accumulation: 33, ..complete() }),
+            ("clip_norm", TrainConfig { clip_norm: Some(0.0), ..complete() }),
+        ] {
+            let error = config.check().unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            assert_eq!(error.kind(), crate::ErrorKind::Usage);
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_may_be_longer_but_not_another() {
+        let longer = TrainConfig { n_epochs: 20, num_workers: Some(3), ..complete() };
+        assert_eq!(longer.changed_since(&complete()), Vec::<String>::new());
+        let other = TrainConfig { margin: 0.1, batch_size: 8, ..complete() };
+        assert_eq!(other.changed_since(&complete()), ["batch_size", "margin"]);
+        let cosine = TrainConfig { schedule: Schedule::Cosine, ..complete() };
+        assert_eq!(TrainConfig { n_epochs: 3, ..cosine.clone() }.changed_since(&cosine), ["n_epochs"]);
+    }
+}

@@ -1,0 +1,312 @@
+//! Triplets to embeddings: each image and prompt of a batch once, its frozen prefix from the cache where it is there.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use blake3::Hash;
+use tch::{Device, Kind, Tensor};
+
+use super::{prefix_cache::PrefixCache, trainable::Trainable};
+use crate::{
+    Result,
+    clip::{
+        model::{Clip, Depth, unit},
+        preprocess,
+        tokenizer::{Tokenizer, Tokens},
+    },
+    data::{
+        image::DecodeOptions,
+        triplets::{Triplet, Triplets},
+    },
+    loss::Embeddings,
+};
+
+/// Triplets with what is known about their prompts and images.
+pub struct Examples {
+    /// The table.
+    pub triplets: Triplets,
+    tokens: Vec<Tokens>,
+    /// Content hash of each image, once it was read.
+    keys: Vec<OnceLock<Hash>>,
+}
+
+impl Examples {
+    /// Tokenizes every distinct prompt.
+    pub fn new(triplets: Triplets, context_length: usize) -> Self {
+        let tokenizer = Tokenizer::openai();
+        let tokens = triplets.prompts.iter().map(|prompt| tokenizer.encode(prompt, context_length)).collect();
+        let keys = triplets.images.iter().map(|_| OnceLock::new()).collect();
+        Self { triplets, tokens, keys }
+    }
+
+    /// Tokens of each distinct prompt.
+    pub fn tokens(&self) -> &[Tokens] {
+        &self.tokens
+    }
+}
+
+/// An image on its way into a batch.
+pub enum Fetched {
+    /// Its prefix is in the cache.
+    Cached(Hash),
+    /// Preprocessed RGB bytes, S·S·3.
+    Pixels(Option<Hash>, Vec<u8>),
+}
+
+/// What one micro-batch feeds into the part that trains.
+pub struct Inputs {
+    images: Tensor,
+    texts: Tensor,
+    ends: Tensor,
+    /// Place of each row's prompt, positive and negative among the distinct ones above.
+    prompt: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    /// Number of each row's prompt in the whole table: equal prompts are equal across micro-batches.
+    prompt_number: Tensor,
+    /// Triplets in it.
+    pub rows: usize,
+}
+
+impl Inputs {
+    /// The inputs of `rows`, not empty. `images` gives distinct images, by number, as pixels `[n, 3, S, S]` or prefix
+    /// activations; `texts` distinct prompts, by number, as token ids `[n, T]` or prefix activations, and their pooled
+    /// positions `[n]`.
+    ///
+    /// # Errors
+    /// What `images` or `texts` says.
+    pub fn new(
+        rows: &[Triplet],
+        images: impl FnOnce(&[u32]) -> Result<Tensor>,
+        texts: impl FnOnce(&[u32]) -> Result<(Tensor, Tensor)>,
+    ) -> Result<Self> {
+        let mut distinct_images = Distinct::default();
+        let mut distinct_prompts = Distinct::default();
+        let (positive, negative): (Vec<i64>, Vec<i64>) =
+            rows.iter().map(|row| (distinct_images.place(row.positive), distinct_images.place(row.negative))).unzip();
+        let prompt: Vec<i64> = rows.iter().map(|row| distinct_prompts.place(row.prompt)).collect();
+        let images = images(&distinct_images.order)?;
+        let (texts, ends) = texts(&distinct_prompts.order)?;
+        let indices = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(images.device());
+        Ok(Self {
+            prompt: indices(&prompt),
+            positive: indices(&positive),
+            negative: indices(&negative),
+            prompt_number: indices(&rows.iter().map(|row| i64::from(row.prompt)).collect::<Vec<_>>()),
+            rows: rows.len(),
+            images,
+            texts,
+            ends,
+        })
+    }
+}
+
+/// Images on their way to the model: read, decoded and preprocessed in worker threads unless their prefix is cached.
+pub struct Fetcher {
+    cache: PrefixCache,
+    decode: DecodeOptions,
+    image_size: u32,
+    /// Whether images have a frozen prefix to cache.
+    keyed: bool,
+    truncated: AtomicUsize,
+}
+
+impl Fetcher {
+    /// A fetcher for a model of `image_size` whose frozen part is `trainable`'s.
+    pub fn new(cache: PrefixCache, decode: DecodeOptions, image_size: usize, trainable: Trainable) -> Self {
+        let keyed = trainable.image_depth != Depth::Input;
+        Self { cache, decode, image_size: image_size as u32, keyed, truncated: AtomicUsize::new(0) }
+    }
+
+    /// Pictures so far that were cut off and decoded as far as they went.
+    pub fn truncated(&self) -> usize {
+        self.truncated.load(Ordering::Relaxed)
+    }
+
+    /// Gives an image's place in the cache, or its pixels.
+    ///
+    /// # Errors
+    /// The image is missing or cannot be decoded.
+    pub fn fetch(&self, examples: &Examples, image: u32) -> Result<Fetched> {
+        let known = examples.keys[image as usize].get().copied();
+        if let Some(key) = known.filter(|key| self.cache.contains(*key)) {
+            return Ok(Fetched::Cached(key));
+        }
+        let source = &examples.triplets.images[image as usize];
+        let bytes = source.read()?;
+        let key = self.keyed.then(|| *examples.keys[image as usize].get_or_init(|| blake3::hash(&bytes)));
+        if let Some(key) = key.filter(|key| self.cache.contains(*key)) {
+            return Ok(Fetched::Cached(key));
+        }
+        let loaded = preprocess::load(&bytes, &source.label(), self.image_size, &self.decode)?;
+        self.truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
+        Ok(Fetched::Pixels(key, loaded.pixels))
+    }
+
+    /// The pixels of an image whose cache entry turned out damaged.
+    fn pixels(&self, examples: &Examples, image: u32) -> Result<Fetched> {
+        let source = &examples.triplets.images[image as usize];
+        let loaded = preprocess::load(&source.read()?, &source.label(), self.image_size, &self.decode)?;
+        Ok(Fetched::Pixels(None, loaded.pixels))
+    }
+}
+
+/// The model, split where training starts.
+pub struct Encoder<'a> {
+    /// The model.
+    pub clip: &'a Clip,
+    trainable: Trainable,
+    fetcher: &'a Fetcher,
+}
+
+/// How many images share one prefix pass. On the CPU one: what is cached must not depend on its neighbours, and libtorch's
+/// products there change with the number of rows in the last bits.
+fn prefix_batch(device: Device) -> usize {
+    if device == Device::Cpu { 1 } else { 64 }
+}
+
+impl<'a> Encoder<'a> {
+    /// An encoder over `clip`.
+    pub fn new(clip: &'a Clip, trainable: Trainable, fetcher: &'a Fetcher) -> Self {
+        Self { clip, trainable, fetcher }
+    }
+
+    /// The inputs of a micro-batch. `fetched` holds every image of `rows`.
+    ///
+    /// # Errors
+    /// A cache entry is damaged and its image cannot be read again.
+    pub fn inputs(&self, examples: &Examples, rows: &[Triplet], fetched: HashMap<u32, Fetched>) -> Result<Inputs> {
+        Inputs::new(rows, |order| self.images(examples, order, fetched), |order| Ok(self.texts(examples, order)))
+    }
+
+    /// Unit embeddings of every row's prompt, positive and negative image.
+    pub fn embed(&self, inputs: &Inputs) -> Embeddings {
+        let images = unit(&self.clip.image_suffix(&inputs.images, self.trainable.image_depth));
+        let texts = unit(&self.clip.text_suffix(&inputs.texts, &inputs.ends, self.trainable.text_depth));
+        Embeddings {
+            text: texts.index_select(0, &inputs.prompt),
+            positive: images.index_select(0, &inputs.positive),
+            negative: images.index_select(0, &inputs.negative),
+            prompt: inputs.prompt_number.shallow_clone(),
+        }
+    }
+
+    /// Unit embeddings `[n, embed_dim]` of distinct images, on the CPU, without a graph.
+    ///
+    /// # Errors
+    /// As [`Self::inputs`].
+    pub fn embed_images(&self, examples: &Examples, order: &[u32], fetched: HashMap<u32, Fetched>) -> Result<Tensor> {
+        let inputs = self.images(examples, order, fetched)?;
+        let embedded = tch::no_grad(|| unit(&self.clip.image_suffix(&inputs, self.trainable.image_depth)));
+        Ok(embedded.to_device(Device::Cpu))
+    }
+
+    /// Unit embeddings `[n, embed_dim]` of distinct prompts, on the CPU, without a graph.
+    pub fn embed_prompts(&self, examples: &Examples, order: &[u32]) -> Tensor {
+        let (inputs, ends) = self.texts(examples, order);
+        let embedded = tch::no_grad(|| unit(&self.clip.text_suffix(&inputs, &ends, self.trainable.text_depth)));
+        embedded.to_device(Device::Cpu)
+    }
+
+    /// The images' pixels `[n, 3, S, S]` or prefix activations `[n, T, width]`.
+    fn images(&self, examples: &Examples, order: &[u32], mut fetched: HashMap<u32, Fetched>) -> Result<Tensor> {
+        let depth = self.trainable.image_depth;
+        let width = self.clip.config.vision.width;
+        let mut inputs: Vec<Option<Tensor>> = Vec::new();
+        let mut missing: Vec<(usize, Option<Hash>, Vec<u8>)> = Vec::new();
+        for (place, image) in order.iter().enumerate() {
+            let mut found = fetched.remove(image).map_or_else(|| self.fetcher.fetch(examples, *image), Ok)?;
+            let mut cached = None;
+            if let Fetched::Cached(key) = found {
+                cached = self.fetcher.cache.get(key, width, self.clip.kind);
+                if cached.is_none() {
+                    found = self.fetcher.pixels(examples, *image)?;
+                }
+            }
+            inputs.push(cached.map(|tensor| tensor.to_device(self.clip.device)));
+            if let Fetched::Pixels(key, pixels) = found {
+                missing.push((place, key, pixels));
+            }
+        }
+        if depth == Depth::Input {
+            let pictures: Vec<&[u8]> = missing.iter().map(|(_, _, pixels)| pixels.as_slice()).collect();
+            return Ok(self.clip.pixels(&pictures));
+        }
+        for chunk in missing.chunks(prefix_batch(self.clip.device)) {
+            let pictures: Vec<&[u8]> = chunk.iter().map(|(_, _, pixels)| pixels.as_slice()).collect();
+            let activations = tch::no_grad(|| self.clip.image_prefix(&self.clip.pixels(&pictures), depth));
+            for ((place, key, _), activation) in chunk.iter().zip(activations.unbind(0)) {
+                if let Some(key) = key {
+                    self.fetcher.cache.put(*key, &activation);
+                }
+                inputs[*place] = Some(activation);
+            }
+        }
+        Ok(Tensor::stack(&inputs.into_iter().flatten().collect::<Vec<_>>(), 0))
+    }
+
+    /// The prompts' token ids `[n, T]` or prefix activations, padded to the longest, and the pooled positions `[n]`.
+    fn texts(&self, examples: &Examples, order: &[u32]) -> (Tensor, Tensor) {
+        let depth = self.trainable.text_depth;
+        let tokens: Vec<&Tokens> = order.iter().map(|prompt| &examples.tokens[*prompt as usize]).collect();
+        let (ids, ends) = self.clip.token_ids(&tokens);
+        let width = match depth {
+            Depth::Input => return (ids, ends),
+            Depth::Blocks(_) => self.clip.config.text.width,
+            Depth::Whole => self.clip.config.embed_dim,
+        };
+        let kind = if depth == Depth::Whole { Kind::Float } else { self.clip.kind };
+        let activations: Vec<Tensor> = tokens
+            .iter()
+            .map(|tokens| {
+                let bytes: Vec<u8> = tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                let key = blake3::hash(&[b"prompt".as_slice(), &bytes].concat());
+                let cached = self.fetcher.cache.get(key, width, kind).map(|tensor| tensor.to_device(self.clip.device));
+                cached.unwrap_or_else(|| {
+                    let (ids, ends) = self.clip.token_ids(&[tokens]);
+                    // [1, T, width], or [1, embed_dim]
+                    let activation = tch::no_grad(|| self.clip.text_prefix(&ids, &ends, depth));
+                    let activation = if depth == Depth::Whole { activation } else { activation.squeeze_dim(0) };
+                    self.fetcher.cache.put(key, &activation);
+                    activation
+                })
+            })
+            .collect();
+        let longest = activations.iter().map(|tensor| tensor.size()[0]).max().unwrap_or(0);
+        let padded: Vec<Tensor> =
+            activations.iter().map(|tensor| tensor.constant_pad_nd([0, 0, 0, longest - tensor.size()[0]])).collect();
+        let stacked = Tensor::stack(&padded, 0);
+        (if depth == Depth::Whole { stacked.squeeze_dim(1) } else { stacked }, ends)
+    }
+}
+
+/// Numbers distinct things in the order they come.
+#[derive(Default)]
+struct Distinct {
+    order: Vec<u32>,
+    places: HashMap<u32, i64>,
+}
+
+impl Distinct {
+    fn place(&mut self, thing: u32) -> i64 {
+        *self.places.entry(thing).or_insert_with(|| {
+            self.order.push(thing);
+            self.order.len() as i64 - 1
+        })
+    }
+}
+
+/// The distinct images of `rows` in the order a batch needs them.
+pub fn distinct_images(rows: &[Triplet]) -> Vec<u32> {
+    let mut images = Distinct::default();
+    for row in rows {
+        images.place(row.positive);
+        images.place(row.negative);
+    }
+    images.order
+}

@@ -1,0 +1,451 @@
+//! The training loop: seeded order, decode-ahead, one gradient step per batch, validation, checkpoints, exact resume.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use super::{
+    config::{Precision, TrainConfig},
+    encoder::{Encoder, Examples, Fetched, Fetcher, distinct_images},
+    prefix_cache::PrefixCache,
+    prepare::{decode_options, prepare},
+    saved::{Progress, load_progress, load_state, save_checkpoint, save_model},
+    step::Stepper,
+    trainable::{Trainable, TrainingMode},
+};
+use crate::{
+    Error, Result,
+    clip::model::Clip,
+    data::{loader::ordered, preflight::OnBadImage, triplets::Triplet},
+    eval::{pairwise::Validation, table::Table},
+    event::{Event, Observer, Step},
+    native::panic_text,
+    run::{RunFolder, checkpoints, metrics::Metrics},
+    weights::{Checkpoint, OpenOptions},
+};
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// All steps are done; the model is in this folder.
+    Finished(PathBuf),
+    /// Asked to stop; everything up to `step` is saved.
+    Interrupted {
+        /// Optimizer steps done.
+        step: usize,
+    },
+}
+
+/// Trains a reward as `config` says, in its save folder; with `resume`, goes on from the newest complete checkpoint there.
+/// Between steps it looks at `stop`.
+///
+/// # Errors
+/// Settings, data or model that do not fit; a failing disk; a loss that stays non-finite; libtorch out of memory.
+pub fn train(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
+    config.check()?;
+    catch_unwind(AssertUnwindSafe(|| run(config, resume, observer, stop)))
+        .unwrap_or_else(|panic| Err(from_panic(&*panic)))
+}
+
+/// libtorch reports by panicking, through tch: out of memory above all.
+fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
+    let first_line = panic_text(panic);
+    let memory = first_line.contains("out of memory") || first_line.contains("can't allocate memory");
+    let error = Error::data(format!("training stopped in libtorch: {first_line}"));
+    if memory {
+        error.hint(
+            "raise --gradient-accumulation or add --gradient-checkpointing; --resume goes on from the last checkpoint",
+        )
+    } else {
+        error.hint("--resume goes on from the last checkpoint")
+    }
+}
+
+fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
+    let (Some(mode), Some(save_folder)) = (config.training_mode, &config.save_folder) else {
+        return Err(Error::usage("training_mode and save_folder are missing"));
+    };
+    let device = config.device.resolve()?;
+    let folder = RunFolder::claim(save_folder)?;
+    let resumed_from = resume_point(&folder, config, resume)?;
+    let options = OpenOptions { activation: config.activation, seed: config.seed, architecture: None };
+    let source = Checkpoint::open_base(config.checkout_path.as_deref(), config.model.as_deref(), options)?;
+    source.check_vocabulary()?;
+    let data = prepare(config, &source.config, observer, stop)?;
+    folder.write_config(config)?;
+    observer.event(&Event::Note(&source.config.to_string()));
+
+    let progress = match &resumed_from {
+        Some(path) => load_progress(path)?,
+        None => Progress { threads: tch::get_num_threads() as usize, ..Progress::default() },
+    };
+    let kind = match config.precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    };
+    let trainable = Trainable::new(mode, &source.config);
+    let current = match &resumed_from {
+        Some(path) => Some(Checkpoint::open(&path.to_string_lossy(), OpenOptions::default())?),
+        None => None,
+    };
+    let mut clip = Clip::load(&source, device, kind, |name| trainable.trains(name))?;
+    if let Some(current) = &current {
+        clip.load_trained(current)?;
+    }
+    clip.checkpointing = config.gradient_checkpointing;
+    let cache = open_cache(config, &source, &clip, trainable)?;
+    let decode = decode_options(config, &source.config);
+    let fetcher = Fetcher::new(cache, decode, source.config.image_size, trainable);
+    let mut fit = Fit {
+        config,
+        observer,
+        stop,
+        folder: &folder,
+        source: &source,
+        clip: &clip,
+        fetcher: &fetcher,
+        encoder: Encoder::new(&clip, trainable, &fetcher),
+        training: &data.training,
+        validation: data.validation.as_ref(),
+        stepper: Stepper::new(&clip, mode, config.loss_name, config.margin, config.clip_norm),
+        metrics: Metrics::open(folder.path(), progress.step)?,
+        progress,
+    };
+    if let Some(path) = &resumed_from {
+        load_state(path, &mut fit.stepper.adam, &clip)?;
+        let threads = tch::get_num_threads() as usize;
+        if threads != fit.progress.threads {
+            let text = format!(
+                "resumed with {threads} threads instead of {}: the last bits will differ",
+                fit.progress.threads
+            );
+            observer.event(&Event::Warning(&text));
+        }
+    }
+    fit.announce(mode);
+    fit.run()
+}
+
+/// The checkpoint to go on from, after checking that the folder is this run's.
+fn resume_point(folder: &RunFolder, config: &TrainConfig, resume: bool) -> Result<Option<PathBuf>> {
+    let Some(earlier) = folder.earlier_config::<TrainConfig>()? else { return Ok(None) };
+    let place = folder.path().display();
+    if !resume {
+        return Err(Error::usage(format!("{place} holds another run"))
+            .hint("--resume goes on with it; or give another --save-folder"));
+    }
+    let changed = config.changed_since(&earlier);
+    if !changed.is_empty() {
+        return Err(Error::usage(format!("--resume: {} differ(s) from the run in {place}", changed.join(", ")))
+            .hint(format!("use the settings of {place}/config.toml, or start another run in another --save-folder")));
+    }
+    Ok(checkpoints::list(folder.path())?.pop().map(|(_, path)| path))
+}
+
+fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable: Trainable) -> Result<PrefixCache> {
+    let gigabytes = |gigabytes: f64| (gigabytes * 1e9) as u64;
+    match config.cache.as_str() {
+        "off" => Ok(PrefixCache::off()),
+        "ram" => Ok(PrefixCache::ram(config.cache_gb.map_or_else(quarter_of_free_memory, gigabytes))),
+        folder => {
+            let mut context = blake3::Hasher::new();
+            let settings =
+                (source.config.image_size, config.exif_rotate, config.fast_decode, config.max_pixels, clip.kind);
+            context.update(format!("1 {settings:?} {trainable:?}").as_bytes());
+            for (name, shape) in source.config.parameters() {
+                if !trainable.trains(&name) {
+                    context.update(name.as_bytes());
+                    for value in source.read(&name, &shape)? {
+                        context.update(&value.to_le_bytes());
+                    }
+                }
+            }
+            PrefixCache::disk(folder.into(), context.finalize(), gigabytes(config.cache_gb.unwrap_or(100.0)))
+        }
+    }
+}
+
+/// Bytes; 4 GB where the system does not say.
+fn quarter_of_free_memory() -> u64 {
+    let memory = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = available.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.map_or(4_000_000_000, |kilobytes| kilobytes * 256)
+}
+
+/// Which rows a step takes: a permutation per epoch that depends on the seed and the epoch only.
+struct Plan<'a> {
+    rows: &'a [Triplet],
+    seed: u64,
+    batch_size: usize,
+    order: Option<(usize, Vec<u32>)>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(config: &TrainConfig, examples: &'a Examples) -> Self {
+        Self { rows: &examples.triplets.rows, seed: config.seed, batch_size: config.batch_size, order: None }
+    }
+
+    fn steps_per_epoch(&self) -> usize {
+        self.rows.len().div_ceil(self.batch_size)
+    }
+
+    /// The epoch of step `step`, both counted from 1.
+    fn epoch(&self, step: usize) -> usize {
+        (step - 1).div_euclid(self.steps_per_epoch()) + 1
+    }
+
+    /// The rows of step `step` (from 1); the last batch of an epoch may be short.
+    fn batch(&mut self, step: usize) -> Vec<Triplet> {
+        let epoch = self.epoch(step);
+        if self.order.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            let mut order: Vec<u32> = (0..self.rows.len() as u32).collect();
+            let key = blake3::hash(format!("{}/shuffle/{epoch}", self.seed).as_bytes());
+            order.shuffle(&mut ChaCha8Rng::from_seed(*key.as_bytes()));
+            self.order = Some((epoch, order));
+        }
+        let start = (step - 1) % self.steps_per_epoch() * self.batch_size;
+        let order = self.order.iter().flat_map(|(_, order)| order);
+        order.skip(start).take(self.batch_size).map(|row| self.rows[*row as usize]).collect()
+    }
+}
+
+struct Fit<'a> {
+    config: &'a TrainConfig,
+    observer: &'a dyn Observer,
+    stop: &'a AtomicBool,
+    folder: &'a RunFolder,
+    source: &'a Checkpoint,
+    clip: &'a Clip,
+    fetcher: &'a Fetcher,
+    encoder: Encoder<'a>,
+    training: &'a Examples,
+    validation: Option<&'a Examples>,
+    stepper: Stepper,
+    metrics: Metrics,
+    progress: Progress,
+}
+
+impl Fit<'_> {
+    fn total_steps(&self) -> usize {
+        let all = Plan::new(self.config, self.training).steps_per_epoch() * self.config.n_epochs;
+        self.config.max_steps.map_or(all, |most| most.min(all))
+    }
+
+    fn announce(&self, mode: TrainingMode) {
+        let counts = |trained_only: bool| -> usize {
+            let parameters = self.clip.parameters.values();
+            parameters.filter(|tensor| !trained_only || tensor.requires_grad()).map(Tensor::numel).sum()
+        };
+        let text = format!(
+            "{mode:?}: {:.1} of {:.1} M parameters train on {:?}, {} steps of {} triplets, from step {}",
+            counts(true) as f64 / 1e6,
+            counts(false) as f64 / 1e6,
+            self.clip.device,
+            self.total_steps(),
+            self.config.batch_size,
+            self.progress.step + 1,
+        );
+        self.observer.event(&Event::Note(&text));
+    }
+
+    fn run(&mut self) -> Result<Ended> {
+        if self.progress.step == 0 {
+            self.validate()?;
+        }
+        let (training, fetcher) = (self.training, self.fetcher);
+        let micro = self.config.batch_size.div_ceil(self.config.gradient_accumulation);
+        let mut plan = Plan::new(self.config, training);
+        let steps = self.progress.step + 1..=self.total_steps();
+        let images = steps
+            .clone()
+            .flat_map(move |step| plan.batch(step).chunks(micro).flat_map(distinct_images).collect::<Vec<_>>());
+        ordered(
+            images,
+            workers(self.config),
+            4 * self.config.batch_size,
+            |image| (image, fetcher.fetch(training, image)),
+            |fetched| self.steps(steps, micro, fetched),
+        )
+    }
+
+    fn steps(
+        &mut self,
+        steps: std::ops::RangeInclusive<usize>,
+        micro: usize,
+        fetched: &mut dyn Iterator<Item = (u32, Result<Fetched>)>,
+    ) -> Result<Ended> {
+        let mut plan = Plan::new(self.config, self.training);
+        let (total, steps_per_epoch) = (*steps.end(), plan.steps_per_epoch());
+        for step in steps {
+            if self.stop.load(Ordering::Relaxed) {
+                self.save()?;
+                return Ok(Ended::Interrupted { step: self.progress.step });
+            }
+            let started = Instant::now();
+            let batch = plan.batch(step);
+            let micro_batches = self.gather(&batch, micro, fetched)?;
+            let rows = micro_batches.iter().map(|(rows, _)| rows.len()).sum();
+            let rate = self.config.learning_rate * self.config.schedule.factor(step, total, self.config.warmup_steps);
+            let (encoder, training) = (&self.encoder, self.training);
+            let inputs = micro_batches.into_iter().map(|(rows, fetched)| encoder.inputs(training, &rows, fetched));
+            let outcome = self.stepper.step(encoder, inputs, rows, rate)?;
+            if !outcome.applied {
+                let text = format!(
+                    "step {step}: non-finite loss or gradient ({}, {}): step left out",
+                    outcome.loss, outcome.gradient_norm
+                );
+                self.observer.event(&Event::Warning(&text));
+            }
+            self.progress.step = step;
+            let figures = Step {
+                step,
+                total,
+                epoch: plan.epoch(step),
+                loss: outcome.loss,
+                learning_rate: rate,
+                grad_norm: outcome.gradient_norm,
+                triplets_per_second: rows as f64 / started.elapsed().as_secs_f64(),
+            };
+            self.metrics.add(&json!(figures))?;
+            self.observer.event(&Event::Step(&figures));
+            let due = |every: usize| every > 0 && step.is_multiple_of(every);
+            let epoch_ends = step.is_multiple_of(steps_per_epoch) || step == total;
+            if epoch_ends || due(self.config.validate_every) {
+                self.validate()?;
+            }
+            if epoch_ends || due(self.config.checkpoint_every) {
+                self.save()?;
+            }
+        }
+        self.finish()
+    }
+
+    /// The micro-batches of a batch with their images; rows whose image cannot be decoded are left out where the user said so.
+    #[allow(clippy::type_complexity, reason = "rows and images of one micro-batch; named nowhere else")]
+    fn gather(
+        &self,
+        batch: &[Triplet],
+        micro: usize,
+        fetched: &mut dyn Iterator<Item = (u32, Result<Fetched>)>,
+    ) -> Result<Vec<(Vec<Triplet>, HashMap<u32, Fetched>)>> {
+        let mut micro_batches = Vec::new();
+        for rows in batch.chunks(micro) {
+            let mut images = HashMap::new();
+            for (image, result) in fetched.take(distinct_images(rows).len()) {
+                match result {
+                    Ok(image_data) => drop(images.insert(image, image_data)),
+                    Err(error) if self.config.on_bad_image == OnBadImage::Skip => {
+                        self.observer.event(&Event::Warning(&format!("{error}: its rows are left out")));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let whole = |row: &&Triplet| images.contains_key(&row.positive) && images.contains_key(&row.negative);
+            let rows: Vec<Triplet> = rows.iter().filter(whole).copied().collect();
+            if !rows.is_empty() {
+                micro_batches.push((rows, images));
+            }
+        }
+        if micro_batches.is_empty() {
+            return Err(Error::data("a batch has no readable image")
+                .hint("--preflight full finds every bad image before training"));
+        }
+        Ok(micro_batches)
+    }
+
+    /// Validates, keeps the best model, and writes the figures down.
+    fn validate(&mut self) -> Result<()> {
+        let Some(examples) = self.validation else { return Ok(()) };
+        let validation = self.validation_figures(examples)?;
+        let step = self.progress.step;
+        let line = json!({
+            "step": step,
+            "validation_accuracy": validation.accuracy,
+            "validation_interval_low": validation.interval_low,
+            "validation_interval_high": validation.interval_high,
+            "validation_mean_gap": validation.mean_gap,
+            "validation_auc": validation.auc,
+        });
+        self.metrics.add(&line)?;
+        let best = self.progress.best_accuracy.is_none_or(|best| validation.accuracy > best);
+        self.observer.event(&Event::Validated { step, validation: &validation, best });
+        if best {
+            self.progress.best_accuracy = Some(validation.accuracy);
+            save_model(&self.folder.path().join("best"), self.clip, self.source)?;
+        }
+        Ok(())
+    }
+
+    fn validation_figures(&self, examples: &Examples) -> Result<Validation> {
+        let (triplets, batch) = (&examples.triplets, self.config.batch_size.max(16));
+        let images: Vec<u32> = (0..triplets.images.len() as u32).collect();
+        let prompts: Vec<u32> = (0..triplets.prompts.len() as u32).collect();
+        let mut table = Table::new(triplets.images.len(), triplets.prompts.len());
+        for chunk in prompts.chunks(batch) {
+            let embedded = self.encoder.embed_prompts(examples, chunk);
+            table.set_prompts(chunk, &rows_of(&embedded)?);
+        }
+        let fetch = |image: u32| (image, self.fetcher.fetch(examples, image));
+        ordered(images.iter().copied(), workers(self.config), 2 * batch, fetch, |fetched| -> Result<()> {
+            for (done, chunk) in images.chunks(batch).enumerate() {
+                let mut order = Vec::new();
+                let mut data = HashMap::new();
+                for (image, result) in fetched.take(chunk.len()) {
+                    match result {
+                        Ok(image_data) => {
+                            order.push(image);
+                            data.insert(image, image_data);
+                        }
+                        Err(_) if self.config.on_bad_image == OnBadImage::Skip => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                if !order.is_empty() {
+                    table.set_images(&order, &rows_of(&self.encoder.embed_images(examples, &order, data)?)?);
+                }
+                let done = done * batch + chunk.len();
+                self.observer.event(&Event::Progress { phase: "validation", done, total: images.len() });
+            }
+            Ok(())
+        })?;
+        table.validation(triplets, examples.tokens(), self.config.seed)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let path = self.folder.path().join(format!("checkpoints/step-{}", self.progress.step));
+        save_checkpoint(&path, self.clip, self.source, &self.stepper.adam, &self.progress)?;
+        checkpoints::prune(self.folder.path(), self.config.keep_checkpoints)?;
+        self.observer.event(&Event::Saved(&path));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Ended> {
+        let truncated = self.fetcher.truncated();
+        if truncated > 0 {
+            let text = format!("{truncated} truncated image(s) were decoded as far as they went");
+            self.observer.event(&Event::Warning(&text));
+        }
+        let path = self.folder.path().join("final");
+        save_model(&path, self.clip, self.source)?;
+        Ok(Ended::Finished(path))
+    }
+}
+
+fn workers(config: &TrainConfig) -> usize {
+    config.num_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// The rows of a `[n, E]` fp32 matrix on the CPU.
+fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
+    Vec::try_from(matrix).map_err(|error| Error::data("embeddings cannot be read back").caused_by(error))
+}

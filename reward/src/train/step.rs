@@ -1,0 +1,139 @@
+//! The one place where a gradient step happens.
+
+use crate::{
+    Error, Result,
+    clip::model::Clip,
+    loss::{Embeddings, LossName},
+    native::AdamSettings,
+    optim::Adam,
+    train::{
+        encoder::{Encoder, Inputs},
+        trainable::TrainingMode,
+    },
+};
+use tch::Tensor;
+
+/// Non-finite steps in a row after which the run is given up.
+const PATIENCE: usize = 3;
+
+/// `logit_scale` never exceeds ln 100 (Radford et al., 2021, section 2.5).
+const MAX_LOGIT_SCALE: f64 = 4.605_170_185_988_092;
+
+/// Loss, backward pass, clipping and optimizer.
+pub struct Stepper {
+    /// The optimizer over what trains.
+    pub adam: Adam,
+    loss: LossName,
+    margin: f64,
+    clip_norm: Option<f64>,
+    non_finite: usize,
+}
+
+/// What one step measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// Mean over the effective batch before the update.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Whether the weights moved; they do not on a non-finite loss or gradient.
+    pub applied: bool,
+}
+
+impl Stepper {
+    /// Adam or AdamW (weight decay 0.01) as the mode has it.
+    pub fn new(clip: &Clip, mode: TrainingMode, loss: LossName, margin: f64, clip_norm: Option<f64>) -> Self {
+        let decoupled = mode.uses_adamw();
+        let settings = AdamSettings {
+            rate: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            weight_decay: if decoupled { 0.01 } else { 0.0 },
+            epsilon: 1e-8,
+            decoupled,
+        };
+        let trained = clip.parameters.iter().filter(|(_, tensor)| tensor.requires_grad());
+        let trained = trained.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        Self { adam: Adam::new(trained, settings), loss, margin, clip_norm, non_finite: 0 }
+    }
+
+    /// One optimizer step at rate `rate` over the micro-batches of one effective batch.
+    ///
+    /// # Errors
+    /// An input cannot be made, or the loss or gradient was not finite for the third time in a row.
+    pub fn step(
+        &mut self,
+        encoder: &Encoder,
+        micro_batches: impl ExactSizeIterator<Item = Result<Inputs>>,
+        rows: usize,
+        rate: f64,
+    ) -> Result<Outcome> {
+        self.adam.zero_gradients();
+        let loss = if self.loss.spans_batch() && micro_batches.len() > 1 {
+            self.two_passes(encoder, &micro_batches.collect::<Result<Vec<_>>>()?)
+        } else {
+            let mut total = 0.0;
+            for inputs in micro_batches {
+                let inputs = inputs?;
+                let loss = self.mean_loss(encoder, &encoder.embed(&inputs)) * (inputs.rows as f64 / rows as f64);
+                loss.backward();
+                total += loss.double_value(&[]);
+            }
+            total
+        };
+        let gradient_norm = self.adam.gradient_norm();
+        if !(loss.is_finite() && gradient_norm.is_finite()) {
+            self.non_finite += 1;
+            if self.non_finite >= PATIENCE {
+                let what = if loss.is_finite() { "gradient in the backward pass" } else { "loss in the forward pass" };
+                return Err(Error::data(format!("non-finite {what}, {PATIENCE} steps in a row"))
+                    .hint("lower --learning-rate, set --clip-norm 1, or train with --precision fp32; the last checkpoint is good"));
+            }
+            return Ok(Outcome { loss, gradient_norm, applied: false });
+        }
+        self.non_finite = 0;
+        if let Some(limit) = self.clip_norm.filter(|limit| gradient_norm > *limit) {
+            self.adam.scale_gradients(limit / gradient_norm);
+        }
+        self.adam.step(rate);
+        let mut scale = encoder.clip.parameters["logit_scale"].shallow_clone();
+        if scale.requires_grad() {
+            tch::no_grad(|| drop(scale.clamp_max_(MAX_LOGIT_SCALE)));
+        }
+        Ok(Outcome { loss, gradient_norm, applied: true })
+    }
+
+    fn mean_loss(&self, encoder: &Encoder, embeddings: &Embeddings) -> Tensor {
+        self.loss.mean(embeddings, &encoder.clip.logit_scale(), self.margin)
+    }
+
+    /// A loss over the whole effective batch in the memory of one micro-batch (Gao et al., 2021, "GradCache",
+    /// <https://arxiv.org/abs/2101.06983>): embeddings without a graph, the loss's gradient at them, then each micro-batch
+    /// again with that gradient.
+    fn two_passes(&self, encoder: &Encoder, micro_batches: &[Inputs]) -> f64 {
+        let parts: Vec<Embeddings> =
+            micro_batches.iter().map(|inputs| tch::no_grad(|| encoder.embed(inputs))).collect();
+        let join = |part: fn(&Embeddings) -> &Tensor| Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0);
+        let leaf = |part: fn(&Embeddings) -> &Tensor| join(part).set_requires_grad(true);
+        let whole = Embeddings {
+            text: leaf(|part| &part.text),
+            positive: leaf(|part| &part.positive),
+            negative: leaf(|part| &part.negative),
+            prompt: join(|part| &part.prompt),
+        };
+        let loss = self.mean_loss(encoder, &whole);
+        loss.backward();
+        let mut start = 0;
+        for inputs in micro_batches {
+            let rows = inputs.rows as i64;
+            let again = encoder.embed(inputs);
+            let dot = |now: &Tensor, leaf: &Tensor| (now * leaf.grad().narrow(0, start, rows)).sum(tch::Kind::Float);
+            (dot(&again.text, &whole.text)
+                + dot(&again.positive, &whole.positive)
+                + dot(&again.negative, &whole.negative))
+            .backward();
+            start += rows;
+        }
+        loss.double_value(&[])
+    }
+}

@@ -1,0 +1,151 @@
+//! Writing a CLIP: a Hugging Face folder, or a state dict in OpenAI's (and open_clip's) layout.
+
+use std::{borrow::Cow, cell::RefCell, path::Path};
+
+use safetensors::{Dtype, View};
+use serde_json::json;
+
+use super::{
+    layout::{Layout, Stored},
+    transposed,
+};
+use crate::{
+    Error, Result,
+    clip::{
+        config::ClipConfig,
+        preprocess::{MEAN, STD},
+        tokenizer::Tokenizer,
+    },
+};
+
+/// Gives the values of a parameter by its OpenAI key and shape.
+pub type ReadParameter<'a> = dyn Fn(&str, &[usize]) -> Result<Vec<f32>> + 'a;
+
+/// fp32 values that are read when their turn to be written comes, so that a model is never in memory twice.
+struct Lazy<'a> {
+    shape: Vec<usize>,
+    read: ReadValues<'a>,
+    failed: &'a RefCell<Option<Error>>,
+}
+
+impl View for Lazy<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let values = (self.read)().unwrap_or_else(|error| {
+            *self.failed.borrow_mut() = Some(error);
+            vec![0.0; self.shape.iter().product()]
+        });
+        Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * size_of::<f32>()
+    }
+}
+
+/// Calls `write` with a temporary sibling of `path`, then puts the file on disk and renames it: what was at `path` stays
+/// whole until the new file is.
+///
+/// # Errors
+/// What `write` says, or the disk is full or not writable.
+pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let partial = path.with_file_name(format!(".{name}.partial"));
+    let written = write(&partial)
+        .and_then(|()| Ok(fs_err::File::open(&partial)?.sync_all()?))
+        .and_then(|()| Ok(fs_err::rename(&partial, path)?));
+    if written.is_err() {
+        fs_err::remove_file(&partial).ok();
+    }
+    written
+}
+
+/// Writes a state dict in `layout` as safetensors.
+///
+/// # Errors
+/// As [`replace_file`], or a parameter that cannot be read.
+pub fn state_dict(path: &Path, config: &ClipConfig, layout: Layout, read: &ReadParameter) -> Result<()> {
+    let failed = RefCell::new(None);
+    let mut tensors: Vec<(String, Lazy)> = Vec::new();
+    for (key, shape) in config.parameters() {
+        let stored = layout.stored(&key);
+        let canonical = shape.clone();
+        let whole = move || read(&key, &canonical);
+        let failed = &failed;
+        match stored {
+            Stored::Same(name) => tensors.push((name, Lazy { shape, read: Box::new(whole), failed })),
+            Stored::Transposed(name) => {
+                let [rows, columns] = [shape[0], shape[1]];
+                let read = Box::new(move || Ok(transposed(&whole()?, [rows, columns])));
+                tensors.push((name, Lazy { shape: vec![columns, rows], read, failed }));
+            }
+            Stored::Split(names) => {
+                let shape = [&[shape[0].div_euclid(3)], &shape[1..]].concat();
+                let count: usize = shape.iter().product();
+                for (part, name) in names.into_iter().enumerate() {
+                    let whole = whole.clone();
+                    let read = Box::new(move || Ok(whole()?[part * count..(part + 1) * count].to_vec()));
+                    tensors.push((name, Lazy { shape: shape.clone(), read, failed }));
+                }
+            }
+        }
+    }
+    write_lazy(path, tensors, &failed)
+}
+
+/// Reads a tensor's values when they are to be written.
+pub type ReadValues<'a> = Box<dyn Fn() -> Result<Vec<f32>> + 'a>;
+
+/// Writes named fp32 tensors with their shapes as safetensors.
+///
+/// # Errors
+/// As [`replace_file`], or a tensor that cannot be read.
+pub fn named_tensors(path: &Path, tensors: Vec<(String, Vec<usize>, ReadValues)>) -> Result<()> {
+    let failed = RefCell::new(None);
+    let lazy = tensors.into_iter().map(|(name, shape, read)| (name, Lazy { shape, read, failed: &failed }));
+    write_lazy(path, lazy.collect(), &failed)
+}
+
+fn write_lazy(path: &Path, tensors: Vec<(String, Lazy)>, failed: &RefCell<Option<Error>>) -> Result<()> {
+    replace_file(path, |partial| {
+        let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+        safetensors::serialize_to_file(tensors, metadata, partial)
+            .map_err(|error| Error::data(format!("cannot write {}", path.display())).caused_by(error))?;
+        failed.take().map_or(Ok(()), Err)
+    })
+}
+
+/// Writes a folder that `transformers.CLIPModel.from_pretrained` opens: `config.json`, `model.safetensors`,
+/// `preprocessor_config.json` and the tokenizer.
+///
+/// # Errors
+/// As [`state_dict`].
+pub fn hugging_face_folder(folder: &Path, config: &ClipConfig, read: &ReadParameter) -> Result<()> {
+    fs_err::create_dir_all(folder)?;
+    state_dict(&folder.join("model.safetensors"), config, Layout::HuggingFace, read)?;
+    json_file(&folder.join("config.json"), &config.to_hugging_face())?;
+    let side = config.image_size;
+    let preprocessor = json!({
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_resize": true, "size": {"shortest_edge": side}, "resample": 3,
+        "do_center_crop": true, "crop_size": {"height": side, "width": side},
+        "do_convert_rgb": true,
+        "do_rescale": true, "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true, "image_mean": MEAN, "image_std": STD,
+    });
+    json_file(&folder.join("preprocessor_config.json"), &preprocessor)?;
+    Tokenizer::openai().write_files(folder)
+}
+
+/// Writes pretty JSON through [`replace_file`].
+///
+/// # Errors
+/// As [`replace_file`].
+pub fn json_file(path: &Path, value: &serde_json::Value) -> Result<()> {
+    replace_file(path, |partial| Ok(fs_err::write(partial, format!("{value:#}\n"))?))
+}

@@ -1,0 +1,359 @@
+//! The command line as it is typed. Flags are kebab-case and also accept the seed's underscores.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
+use serde::{Deserialize, Serialize};
+
+/// Train the Social Reward CLIP on triplets, validate it, and score images with it.
+#[derive(Parser)]
+#[command(name = "social-reward", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 data, files or the run failed; 2 wrong command line or config; 130, 143 interrupted, state saved."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// The preference model: train, validate, score, export
+    #[command(subcommand)]
+    Reward(Box<RewardCommand>),
+    /// Train and validate a small CLIP on a generated picture world, on a CPU, in minutes
+    Demo(DemoArgs),
+    /// What this machine has: libtorch, CUDA, memory, decoders; what is missing and how to get it
+    Doctor(DoctorArgs),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum RewardCommand {
+    /// Fine-tune CLIP on (prompt, remixed image, image nobody remixed) triplets
+    Train(Box<TrainArgs>),
+    /// Pair accuracy of a model on held-out triplets, with intervals
+    Validate(ValidateArgs),
+    /// Score images for prompts
+    Score(ScoreArgs),
+    /// Write a model in another layout
+    Export(ExportArgs),
+}
+
+const MODES: [&str; 6] = [
+    "all",
+    "visual",
+    "visual_upper_layers",
+    "visual_upper_layers_textual_upper_layers",
+    "visual_upper_layers_textual_upper_layers_deeper",
+    "visual_last_layer",
+];
+
+/// Flags of `reward train`; every one is also a key of the `--config` file, with underscores.
+#[derive(Args, Serialize)]
+#[command(after_help = "Examples:
+  The paper's setting:
+    social-reward reward train --config configs/reward/paper.toml --training-file T.parquet --save-folder OUT
+  With validation, going on where a run stopped:
+    social-reward reward train --training-file T.parquet --validation-file V.parquet --save-folder OUT \\
+      --training-mode visual_upper_layers_textual_upper_layers --resume
+
+T.parquet has columns prompt, pos_path, neg_path (or pos_image, neg_image with the bytes).")]
+pub(crate) struct TrainArgs {
+    /// Parquet file(s) or glob(s) of training triplets
+    #[arg(long, num_args = 1.., value_name = "PARQUET")]
+    training_file: Option<Vec<String>>,
+    /// What trains
+    #[arg(long, value_parser = PossibleValuesParser::new(MODES))]
+    training_mode: Option<String>,
+    /// Triplets of one optimizer step [default: 32]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<u32>,
+    /// Passes over the data [default: 10]
+    #[arg(long, value_name = "N")]
+    n_epochs: Option<u32>,
+    /// Folder for checkpoints, metrics and the final model
+    #[arg(long, value_name = "DIR")]
+    save_folder: Option<PathBuf>,
+    /// Loss [default: triplet]
+    #[arg(long, value_parser = PossibleValuesParser::new(["triplet", "bradley-terry", "info-nce"]))]
+    loss_name: Option<String>,
+    /// Checkpoint to start from instead of the base model
+    #[arg(long, value_name = "CKPT")]
+    checkout_path: Option<String>,
+    /// Learning rate [default: 3e-5]
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true)]
+    learning_rate: Option<f64>,
+    /// Base model: CLIP folder, state dict, hub id or random:NAME [default: openai/clip-vit-large-patch14]
+    #[arg(long, value_name = "BASE")]
+    model: Option<String>,
+    /// Parquet file(s) or glob(s) of held-out triplets
+    #[arg(long, num_args = 1.., value_name = "PARQUET")]
+    validation_file: Option<Vec<String>>,
+    /// Validate every N steps besides once per epoch
+    #[arg(long, value_name = "N")]
+    validate_every: Option<u32>,
+    /// Checkpoint every N steps besides once per epoch [default: 800]
+    #[arg(long, value_name = "N")]
+    checkpoint_every: Option<u32>,
+    /// Checkpoints that stay on disk; 0 keeps all [default: 3]
+    #[arg(long, value_name = "N")]
+    keep_checkpoints: Option<u32>,
+    /// Micro-batches that a batch is split into [default: 1]
+    #[arg(long, value_name = "N")]
+    gradient_accumulation: Option<u32>,
+    /// Scale larger gradients down to this norm
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    clip_norm: Option<f64>,
+    /// Learning rate after the warm-up [default: constant]
+    #[arg(long, value_parser = PossibleValuesParser::new(["constant", "cosine"]))]
+    schedule: Option<String>,
+    /// Steps of linear warm-up [default: 0]
+    #[arg(long, value_name = "N")]
+    warmup_steps: Option<u32>,
+    /// Stop after N steps
+    #[arg(long, value_name = "N")]
+    max_steps: Option<u32>,
+    /// Margin of the triplet loss [default: 0.3]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    margin: Option<f64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    images: ImageArgs,
+    /// Recompute activations in the backward pass: less memory, more time
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    gradient_checkpointing: Option<bool>,
+    /// Kind of activations and frozen weights [default: fp32]
+    #[arg(long, value_parser = PossibleValuesParser::new(["fp32", "bf16"]))]
+    precision: Option<String>,
+    /// Where the frozen part's activations are kept: off, ram or a folder [default: ram]
+    #[arg(long, value_name = "off|ram|DIR")]
+    cache: Option<String>,
+    /// Budget of the cache in GB [default: a quarter of the free memory; 100 on disk]
+    #[arg(long, value_name = "GB", allow_hyphen_values = true)]
+    cache_gb: Option<f64>,
+    /// How much is checked before training [default: headers]
+    #[arg(long, value_parser = PossibleValuesParser::new(["headers", "full", "off"]))]
+    preflight: Option<String>,
+    /// Treat the preflight's warnings as errors
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    strict: Option<bool>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    common: CommonArgs,
+    /// Go on from the newest checkpoint in the save folder
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) resume: bool,
+    /// TOML file with any of these settings; a flag beats the file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// How images are read.
+#[derive(Args, Serialize, Deserialize, Default)]
+pub(crate) struct ImageArgs {
+    /// Refuse pictures with more pixels [default: 178956970, Pillow's limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_pixels: Option<u64>,
+    /// Apply the EXIF orientation (the original does not)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub(crate) exif_rotate: Option<bool>,
+    /// Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, scores move a little
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub(crate) fast_decode: Option<bool>,
+    /// Relative image paths start here instead of at the table's folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_root: Option<PathBuf>,
+    /// What an unreadable image does [default: stop]
+    #[arg(long, value_parser = PossibleValuesParser::new(["stop", "skip"]))]
+    pub(crate) on_bad_image: Option<String>,
+    /// Threads that decode [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub(crate) num_workers: Option<usize>,
+}
+
+/// Device, seed and activation.
+#[derive(Args, Serialize, Deserialize, Default)]
+pub(crate) struct CommonArgs {
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<reward::device::DeviceName>,
+    /// Seed of every random choice [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Overrides the model's activation
+    #[arg(long, value_parser = PossibleValuesParser::new(["quick-gelu", "gelu"]))]
+    pub(crate) activation: Option<String>,
+}
+
+/// Flags of `reward validate`.
+#[derive(Args, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[command(after_help = "Examples:
+  social-reward reward validate V.parquet --checkout-path classifier_checkpoint.pth --device cuda --batch-size 1024 --num-workers 9
+  social-reward reward validate V.parquet --checkout-path OUT/best --slice-by style --json")]
+pub(crate) struct ValidateArgs {
+    /// Parquet file(s) or glob(s) of triplets
+    #[arg(value_name = "PARQUET")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) validation_file: Vec<String>,
+    /// Checkpoint to validate
+    #[arg(long, value_name = "CKPT")]
+    pub(crate) checkout_path: Option<String>,
+    /// Model; with --checkout-path, only its architecture counts [default: openai/clip-vit-large-patch14]
+    #[arg(long, value_name = "BASE")]
+    pub(crate) model: Option<String>,
+    /// Images per pass [default: 32]
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<usize>,
+    /// Also break accuracy down by this column
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) slice_by: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) images: ImageArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) common: CommonArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) json: bool,
+    /// TOML file with any of these settings; a flag beats the file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Flags of `reward score`.
+#[derive(Args, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[command(after_help = "Examples:
+  social-reward reward score --model OUT/best --prompt \"a red fox in snow\" fox.png other.jpg
+  social-reward reward score --model OUT/best --manifest images.parquet --output scores.parquet
+
+A manifest (parquet, CSV or JSONL) has columns prompt and path; paths are relative to its folder.")]
+pub(crate) struct ScoreArgs {
+    /// Model: CLIP folder, state dict, hub id or random:NAME
+    #[arg(long, value_name = "CKPT")]
+    pub(crate) model: Option<String>,
+    /// Prompt to score the images for
+    #[arg(long, value_name = "TEXT", conflicts_with = "manifest", requires = "image")]
+    pub(crate) prompt: Option<String>,
+    /// Images to score for --prompt
+    #[arg(value_name = "IMAGE", requires = "prompt")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) image: Vec<String>,
+    /// Table of prompts and images to score
+    #[arg(long, value_name = "FILE")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// Write path, prompt and score here (.parquet, .csv or .jsonl)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Images per pass [default: 32]
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) images: ImageArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) common: CommonArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) json: bool,
+    /// TOML file with any of these settings; a flag beats the file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Flags of `reward export`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  social-reward reward export --model classifier_checkpoint.pth --format hf --output clip-folder
+  social-reward reward export --model OUT/best --format openai --output social-reward.safetensors")]
+pub(crate) struct ExportArgs {
+    /// Model: CLIP folder, state dict, hub id or random:NAME
+    #[arg(long, value_name = "CKPT")]
+    pub(crate) model: String,
+    /// hf writes a folder; openai and open_clip a .safetensors state dict
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    /// Where to write
+    #[arg(long, value_name = "PATH")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// A folder for transformers.CLIPModel.from_pretrained
+    Hf,
+    /// OpenAI's keys, as the seed saves
+    Openai,
+    /// open_clip's keys (the same as OpenAI's)
+    #[value(name = "open_clip", alias = "open-clip")]
+    OpenClip,
+}
+
+/// Flags of `demo`.
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// Folder for the data and the run
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    pub(crate) output: PathBuf,
+    /// Write just the toy data, here
+    #[arg(long, value_name = "DIR", conflicts_with = "output")]
+    pub(crate) data_only: Option<PathBuf>,
+    /// Training triplets; a tenth as many for validation, a quarter as many for the test
+    #[arg(long, value_name = "N", default_value_t = 6000)]
+    pub(crate) triplets: usize,
+    /// Seed of data, weights and shuffling
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Flags of `doctor`.
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The seed's spelling of long flags (`--training_file`) in ours (`--training-file`).
+pub(crate) fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut flags = true;
+    arguments.map(move |argument| {
+        let Some(text) = argument.to_str() else { return argument };
+        flags &= text != "--";
+        if !flags || !text.starts_with("--") {
+            return argument;
+        }
+        let (flag, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+        format!("{}{value}", flag.replace('_', "-")).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn underscores_in_flags_but_not_in_values() {
+        let typed = ["x", "--training_file=a_b", "--save_folder", "c_d", "--", "--e_f"].map(OsString::from);
+        let read: Vec<_> = with_kebab_flags(typed.into_iter()).collect();
+        assert_eq!(read, ["x", "--training-file=a_b", "--save-folder", "c_d", "--", "--e_f"]);
+    }
+}

@@ -1,0 +1,266 @@
+//! The world: a picture shows one coloured shape on a plain ground, a request asks for one, and a fixed formula says how
+//! popular the picture is with who asked. The trainers see pictures and requests, never the formula.
+
+use std::fmt;
+
+/// A closed set whose members have a word in prompts.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($member:ident $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum $name { $($member),+ }
+
+        impl $name {
+            /// Every member.
+            pub(crate) const ALL: &[Self] = &[$(Self::$member),+];
+
+            /// The word for it.
+            pub(crate) fn word(self) -> &'static str {
+                match self { $(Self::$member => $word),+ }
+            }
+        }
+    };
+}
+
+words! {
+    /// What is drawn.
+    Shape { Circle "circle", Square "square", Triangle "triangle", Star "star", Cross "cross" }
+}
+words! {
+    /// Its colour: six saturated ones, none of them a ground.
+    Colour { Red "red", Orange "orange", Yellow "yellow", Green "green", Blue "blue", Purple "purple" }
+}
+words! {
+    /// The ground: colourless, so that every coloured pixel belongs to the shape.
+    Background { White "white", Grey "grey", Black "black" }
+}
+words! {
+    /// How the shape is filled: with its colour alone, or with bands of it and of half its brightness.
+    Style { Plain "plain", Striped "striped" }
+}
+
+/// Red, green and blue in `0..=1`.
+pub(crate) type Rgb = [f32; 3];
+
+impl Colour {
+    /// The colour on screen.
+    pub(crate) fn rgb(self) -> Rgb {
+        match self {
+            Self::Red => [0.86, 0.12, 0.12],
+            Self::Orange => [1.0, 0.53, 0.0],
+            Self::Yellow => [0.98, 0.87, 0.1],
+            Self::Green => [0.1, 0.65, 0.2],
+            Self::Blue => [0.12, 0.3, 0.9],
+            Self::Purple => [0.55, 0.15, 0.7],
+        }
+    }
+}
+
+impl Background {
+    /// The ground on screen.
+    pub(crate) fn rgb(self) -> Rgb {
+        match self {
+            Self::White => [1.0; 3],
+            Self::Grey => [0.5; 3],
+            Self::Black => [0.0; 3],
+        }
+    }
+}
+
+/// Everything there is to know about a picture.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Scene {
+    pub(crate) shape: Shape,
+    pub(crate) colour: Colour,
+    /// Half the width of the shape as a share of the picture's side, in [`SIZES`].
+    pub(crate) size: f32,
+    /// Centre of the shape as shares of the side, from the top left; the shape lies within the picture.
+    pub(crate) position: [f32; 2],
+    pub(crate) background: Background,
+    pub(crate) style: Style,
+}
+
+/// Smallest and largest [`Scene::size`].
+pub(crate) const SIZES: (f32, f32) = (0.12, 0.38);
+
+/// What a user asks for; where they did not say, all is welcome.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Request {
+    pub(crate) shape: Shape,
+    pub(crate) colour: Colour,
+    pub(crate) background: Option<Background>,
+    pub(crate) style: Option<Style>,
+}
+
+impl Request {
+    /// All 360 of them.
+    pub(crate) fn all() -> Vec<Self> {
+        fn or_unsaid<T: Copy>(members: &[T]) -> impl Iterator<Item = Option<T>> + Clone {
+            std::iter::once(None).chain(members.iter().copied().map(Some))
+        }
+        let mut all = Vec::new();
+        for &shape in Shape::ALL {
+            for &colour in Colour::ALL {
+                for background in or_unsaid(Background::ALL) {
+                    all.extend(or_unsaid(Style::ALL).map(|style| Self { shape, colour, background, style }));
+                }
+            }
+        }
+        all
+    }
+}
+
+/// "a striped red star on a black background"
+impl fmt::Display for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = self.style.map_or(self.colour.word(), Style::word);
+        formatter.write_str(if first.starts_with('o') { "an" } else { "a" })?;
+        if let Some(style) = self.style {
+            write!(formatter, " {}", style.word())?;
+        }
+        write!(formatter, " {} {}", self.colour.word(), self.shape.word())?;
+        self.background.map_or(Ok(()), |background| write!(formatter, " on a {} background", background.word()))
+    }
+}
+
+/// The truth: how popular `scene` is with who made `request`, about -3 to 8.
+///
+/// Two points each for the colour and the shape that were asked for, one each for the ground and the style if asked for;
+/// and for everyone up to 1.5 points, saturating, for a large subject, up to 1 for a contrast between subject and ground,
+/// and less the further the subject is from the centre.
+pub(crate) fn popularity(request: &Request, scene: &Scene) -> f64 {
+    let met = |wanted: bool, points: f64| if wanted { points } else { 0.0 };
+    let asked = met(request.colour == scene.colour, 2.0)
+        + met(request.shape == scene.shape, 2.0)
+        + met(request.background == Some(scene.background), 1.0)
+        + met(request.style == Some(scene.style), 1.0);
+    let large = 1.5 * ((f64::from(scene.size) - 0.22) / 0.08).tanh();
+    let contrast = (3.0 * f64::from((luminance(scene.colour.rgb()) - luminance(scene.background.rgb())).abs())).tanh();
+    let [x, y] = scene.position.map(|share| f64::from(share) - 0.5);
+    asked + large + contrast - 2.0 * x.hypot(y)
+}
+
+/// Rec. 709 weights, in `0..=1`.
+fn luminance([red, green, blue]: Rgb) -> f32 {
+    0.2126 * red + 0.7152 * green + 0.0722 * blue
+}
+
+/// Draws the scene: `side` × `side` pixels, row by row, red, green, blue in a byte each; edges are anti-aliased.
+pub(crate) fn render(scene: &Scene, side: u32) -> Vec<u8> {
+    let outline = outline(scene.shape);
+    let (ground, colour) = (scene.background.rgb(), scene.colour.rgb());
+    let pixel_in_shape = 1.0 / (scene.size * side as f32);
+    let mut bytes = Vec::with_capacity((side * side * 3) as usize);
+    for row in 0..side {
+        for column in 0..side {
+            // From the shape's centre, in half widths.
+            let [x, y] = [(column, 0), (row, 1)]
+                .map(|(pixel, axis)| ((pixel as f32 + 0.5) / side as f32 - scene.position[axis as usize]) / scene.size);
+            let outside = if scene.shape == Shape::Circle { x.hypot(y) - 1.0 } else { distance(&outline, [x, y]) };
+            let coverage = (0.5 - outside / pixel_in_shape).clamp(0.0, 1.0);
+            let dimmed = scene.style == Style::Striped && (y * 2.5).rem_euclid(2.0) < 1.0;
+            let brightness = if dimmed { 0.5 } else { 1.0 };
+            let blend = |channel: usize| ground[channel] + coverage * (colour[channel] * brightness - ground[channel]);
+            bytes.extend([0, 1, 2].map(|channel| (blend(channel) * 255.0).round() as u8));
+        }
+    }
+    bytes
+}
+
+/// Corners of the shape within -1..=1, y pointing down.
+fn outline(shape: Shape) -> Vec<[f32; 2]> {
+    let on_circle = |radius: f32, turn: f32| {
+        let (sine, cosine) = (turn * std::f32::consts::TAU).sin_cos();
+        [radius * sine, -radius * cosine]
+    };
+    match shape {
+        Shape::Circle => Vec::new(),
+        Shape::Square => vec![[-0.85, -0.85], [0.85, -0.85], [0.85, 0.85], [-0.85, 0.85]],
+        Shape::Triangle => vec![[0.0, -0.95], [1.0, 0.85], [-1.0, 0.85]],
+        Shape::Star => (0_u8..10)
+            .map(|corner| on_circle(if corner % 2 == 0 { 1.0 } else { 0.42 }, f32::from(corner) / 10.0))
+            .collect(),
+        Shape::Cross => {
+            let arm = 0.33;
+            let corner = [[arm, -1.0], [arm, -arm], [1.0, -arm]];
+            let turned = |quarter: i32, [x, y]: [f32; 2]| (0..quarter).fold([x, y], |[x, y], _| [-y, x]);
+            (0..4).flat_map(|quarter| corner.map(|point| turned(quarter, point))).collect()
+        }
+    }
+}
+
+/// Distance of a point to a polygon, negative inside.
+fn distance(corners: &[[f32; 2]], [x, y]: [f32; 2]) -> f32 {
+    let mut nearest = f32::INFINITY;
+    let mut inside = false;
+    for (&[ax, ay], &[bx, by]) in corners.iter().zip(corners.iter().cycle().skip(1)) {
+        let (edge_x, edge_y) = (bx - ax, by - ay);
+        let along = (((x - ax) * edge_x + (y - ay) * edge_y) / (edge_x * edge_x + edge_y * edge_y)).clamp(0.0, 1.0);
+        nearest = nearest.min((x - ax - along * edge_x).hypot(y - ay - along * edge_y));
+        if (ay > y) != (by > y) && x < ax + edge_x * (y - ay) / edge_y {
+            inside = !inside;
+        }
+    }
+    if inside { -nearest } else { nearest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCENE: Scene = Scene {
+        shape: Shape::Square,
+        colour: Colour::Red,
+        size: 0.3,
+        position: [0.5, 0.5],
+        background: Background::Black,
+        style: Style::Plain,
+    };
+    const REQUEST: Request = Request { shape: Shape::Square, colour: Colour::Red, background: None, style: None };
+
+    #[test]
+    fn words() {
+        assert_eq!(REQUEST.to_string(), "a red square");
+        assert_eq!(Request { colour: Colour::Orange, ..REQUEST }.to_string(), "an orange square");
+        let mut all: Vec<String> = Request::all().iter().map(Request::to_string).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 360);
+    }
+
+    /// Colour and shape as asked 4; size (0.3 - 0.22) / 0.08 = 1; luminance of red 0.2126·0.86 + 0.7152·0.12 + 0.0722·0.12.
+    #[test]
+    fn popularity_by_hand() {
+        let everyone = 1.5 * 1_f64.tanh() + (3.0 * 0.277_324_f64).tanh();
+        assert!((popularity(&REQUEST, &SCENE) - (4.0 + everyone)).abs() < 1e-6);
+        let striped_on_white = Request { background: Some(Background::White), style: Some(Style::Striped), ..REQUEST };
+        assert_eq!(popularity(&striped_on_white, &SCENE), popularity(&REQUEST, &SCENE));
+        let plain_on_black = Request { background: Some(Background::Black), style: Some(Style::Plain), ..REQUEST };
+        assert!((popularity(&plain_on_black, &SCENE) - (6.0 + everyone)).abs() < 1e-6);
+        let wrong = Scene { shape: Shape::Star, colour: Colour::Red, position: [0.5, 0.4], ..SCENE };
+        assert!((popularity(&REQUEST, &wrong) - (2.0 + everyone - 0.2)).abs() < 1e-6);
+    }
+
+    /// The square's half width is 0.85 · 0.3 of 20 pixels: 5.1, so rows 5 to 14 are full and row 4 is covered by 0.1.
+    #[test]
+    fn pixels_by_hand() {
+        let bytes = render(&SCENE, 20);
+        let red = |row: usize, column: usize| bytes[(row * 20 + column) * 3];
+        assert_eq!((bytes.len(), red(10, 10), red(5, 14), red(0, 0), red(3, 10)), (1200, 219, 219, 0, 0));
+        assert_eq!(red(4, 10), (0.1_f32 * 219.3).round() as u8);
+        assert_eq!(bytes[(10 * 20 + 10) * 3..][..3], [219, 31, 31]);
+    }
+
+    /// Share of the bounding square that each shape covers: π/4, 0.85², 0.45, the pentagram's, and 2·0.33 - 0.33².
+    #[test]
+    fn areas_are_those_of_the_shapes() {
+        let star = 5.0 * 0.42 * (std::f32::consts::TAU / 10.0).sin() / 4.0;
+        let areas = [std::f32::consts::FRAC_PI_4, 0.7225, 0.45, star, 0.5511];
+        for (&shape, area) in Shape::ALL.iter().zip(areas) {
+            let bytes = render(&Scene { shape, ..SCENE }, 64);
+            let covered: f32 = bytes.iter().step_by(3).map(|&red| f32::from(red) / 219.0).sum();
+            let square = (2.0 * 0.3 * 64.0_f32).powi(2);
+            assert!((covered / square - area).abs() < 0.01, "{shape:?}: {} for {area}", covered / square);
+        }
+    }
+}

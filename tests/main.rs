@@ -1,0 +1,18 @@
+//! The program as its users run it: every test starts the binary.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
+#![cfg(unix)]
+
+mod bad_images;
+mod bad_models;
+mod bad_settings;
+mod bad_tables;
+mod commands;
+mod harness;
+mod help;
+#[cfg(feature = "torch")]
+mod interrupted;
+#[cfg(feature = "torch")]
+mod same_losses;
+#[cfg(feature = "torch")]
+mod shuffled_labels;
+mod triplets;
