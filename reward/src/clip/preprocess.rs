@@ -45,13 +45,13 @@ pub fn preprocess(picture: &Picture, size: u32) -> Vec<u8> {
         Mode::Bilevel => grey_to_rgb(nearest(&picture.pixels, columns, rows)),
         Mode::Palette => nearest(&picture.pixels, columns, rows),
         Mode::Grey => grey_to_rgb(bicubic(picture, columns, rows)),
-        Mode::Grey16 => grey_to_rgb(bicubic(picture, columns, rows).chunks_exact(2).map(clip_to_byte)),
+        Mode::Grey16 => grey_to_rgb(bicubic(picture, columns, rows).as_chunks().0.iter().copied().map(clip_to_byte)),
         Mode::GreyAlpha => grey_to_rgb(bicubic(picture, columns, rows).into_iter().step_by(2)),
         Mode::Rgb => bicubic(picture, columns, rows),
-        Mode::Rgba => {
-            bicubic(picture, columns, rows).chunks_exact(4).flat_map(|rgba| [rgba[0], rgba[1], rgba[2]]).collect()
+        Mode::Rgbx | Mode::Rgba => {
+            bicubic(picture, columns, rows).as_chunks::<4>().0.iter().flat_map(|[r, g, b, _]| [*r, *g, *b]).collect()
         }
-        Mode::Cmyk => bicubic(picture, columns, rows).chunks_exact(4).flat_map(cmyk_to_rgb).collect(),
+        Mode::Cmyk => bicubic(picture, columns, rows).as_chunks().0.iter().flat_map(cmyk_to_rgb).collect(),
     }
 }
 
@@ -184,14 +184,14 @@ fn grey_to_rgb(values: impl IntoIterator<Item = u8>) -> Vec<u8> {
 }
 
 /// A 16-bit value as Pillow converts it to RGB: cut off at 255, not scaled.
-fn clip_to_byte(value: &[u8]) -> u8 {
-    u16::from_ne_bytes([value[0], value[1]]).min(255) as u8
+fn clip_to_byte(value: [u8; 2]) -> u8 {
+    u16::from_ne_bytes(value).min(255) as u8
 }
 
 /// Pillow's CMYK to RGB: what ink and black leave of the light; 255 = full ink.
-fn cmyk_to_rgb(cmyk: &[u8]) -> [u8; 3] {
-    let light = 255 - cmyk[3];
-    [cmyk[0], cmyk[1], cmyk[2]].map(|ink| light - scaled(ink, light))
+fn cmyk_to_rgb(&[cyan, magenta, yellow, black]: &[u8; 4]) -> [u8; 3] {
+    let light = 255 - black;
+    [cyan, magenta, yellow].map(|ink| light - scaled(ink, light))
 }
 
 #[cfg(test)]

@@ -51,6 +51,8 @@ pub enum Mode {
     Palette,
     /// Pillow's `RGB`.
     Rgb,
+    /// `RGB` with a fourth byte that means nothing: what JPEG is decoded to, for its pixels resize a third faster.
+    Rgbx,
     /// Pillow's `RGBA`.
     Rgba,
     /// Pillow's `CMYK`, 255 = full ink.
@@ -64,7 +66,7 @@ impl Mode {
             Self::GreyAlpha => PixelType::U8x2,
             Self::Grey16 => PixelType::U16,
             Self::Palette | Self::Rgb => PixelType::U8x3,
-            Self::Rgba | Self::Cmyk => PixelType::U8x4,
+            Self::Rgbx | Self::Rgba | Self::Cmyk => PixelType::U8x4,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, ErrorKind, Seek, SeekFrom};
 
-use super::{Mode, Picture, other};
+use super::{Picture, other};
 
 /// Width and height from the first frame header, wherever the metadata before it ends.
 pub(super) fn dimensions(mut reader: impl BufRead + Seek) -> Result<(u32, u32), String> {
@@ -44,6 +44,7 @@ fn frame_size(reader: &mut (impl BufRead + Seek)) -> std::io::Result<(u32, u32)>
 /// The picture and whether its file was cut off. `fast_for`: see [`super::DecodeOptions::fast_for`].
 #[cfg(feature = "turbojpeg")]
 pub(super) fn decode(bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bool), String> {
+    use super::Mode;
     use turbojpeg::{Colorspace, Decompressor, Error, Image, PixelFormat, ScalingFactor};
 
     let mut decompressor = Decompressor::new().map_err(|error| error.to_string())?;
@@ -54,7 +55,7 @@ pub(super) fn decode(bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bo
     let (mode, format) = match header.colorspace {
         Colorspace::Gray => (Mode::Grey, PixelFormat::GRAY),
         Colorspace::CMYK | Colorspace::YCCK => (Mode::Cmyk, PixelFormat::CMYK),
-        _ => (Mode::Rgb, PixelFormat::RGB),
+        _ => (Mode::Rgbx, PixelFormat::RGBX),
     };
     let short = header.width.min(header.height);
     let shrink = match fast_for {
