@@ -8,7 +8,7 @@ use crate::harness::Workspace;
 
 const SETTINGS: &str = "reward train --training-file toy/train.parquet --validation-file toy/validation.parquet \
     --training-mode all --model random:tiny --device cpu --batch-size 16 --learning-rate 1e-3 --schedule cosine \
-    --warmup-steps 2 --checkpoint-every 2 --validate-every 3 --n-epochs 4";
+    --warmup-steps 2 --checkpoint-every 2 --validate-every 3 --n-epochs 6";
 
 /// The lines of `metrics.jsonl` less what depends on the clock.
 fn metrics(work: &Workspace, run: &str) -> Vec<Value> {
@@ -22,17 +22,17 @@ fn metrics(work: &Workspace, run: &str) -> Vec<Value> {
 /// An undisturbed run in `whole`.
 fn whole(work: &Workspace) {
     work.run(&format!("{SETTINGS} --save-folder whole")).succeeds();
-    assert_eq!(work.losses("whole").len(), 12);
+    assert_eq!(work.losses("whole").len(), 18);
 }
 
 #[track_caller]
 fn same_as_whole(work: &Workspace, run: &str) {
     assert_eq!(metrics(work, run), metrics(work, "whole"));
-    for model in ["final", "best", "checkpoints/step-12"] {
+    for model in ["final", "best", "checkpoints/step-18"] {
         let weights = |run: &str| work.bytes(&format!("{run}/{model}/model.safetensors"));
         assert!(weights(run) == weights("whole"), "{model} differs");
     }
-    let state = |run: &str| work.bytes(&format!("{run}/checkpoints/step-12/optimizer.safetensors"));
+    let state = |run: &str| work.bytes(&format!("{run}/checkpoints/step-18/optimizer.safetensors"));
     assert!(state(run) == state("whole"), "optimizer state differs");
 }
 
@@ -96,8 +96,8 @@ fn a_folder_belongs_to_one_run() {
     work.run(&command).fails(2, &["run holds another run"]).hints("--resume");
     let changed = work.run(&format!("{command} --resume --margin 0.1 --seed 4"));
     changed.fails(2, &["margin", "seed"]).hints("run/config.toml");
-    work.run(&format!("{command} --resume").replace("epochs 4", "epochs 5")).fails(2, &["n_epochs"]);
+    work.run(&format!("{command} --resume").replace("epochs 6", "epochs 7")).fails(2, &["n_epochs"]);
     assert_eq!(work.bytes("run/metrics.jsonl"), before, "a refused run changes nothing");
     work.run(&format!("{command} --resume --num-workers 1 --cache off --keep-checkpoints 1")).succeeds();
-    assert_eq!(work.checkpoints("run"), [12]);
+    assert_eq!(work.checkpoints("run"), [18]);
 }

@@ -1,4 +1,4 @@
-//! OpenAI's CLIP tokenizer: byte-level BPE with `</w>` marking the end of a word, behind the clean-up of [`super::clean`].
+//! OpenAI's CLIP tokenizer: byte-level BPE with `</w>` marking the end of a word, behind the clean-up of `clean`.
 //!
 //! Reference: <https://github.com/openai/CLIP/blob/a1d071733d7111c9c014f024669f959182114e33/clip/simple_tokenizer.py>.
 
