@@ -16,7 +16,9 @@ fn unknown_names_are_met_with_the_nearest_known_one() {
     work.run("reward trian").fails(2, &["trian"]).hints("train");
     work.run(&TRAIN.replace("cpu", "gpu")).fails(2, &["gpu", "--device"]);
     work.run(&format!("{TRAIN} --batch-size many")).fails(2, &["many", "--batch-size"]);
-    work.run(&TRAIN.replace("random:tiny", "random:tinny")).fails(2, &["random:tinny"]).hints("random:tiny");
+    work.run("reward score --model random:tinny --prompt fox golden/pixels/rgb.png")
+        .fails(2, &["random:tinny"])
+        .hints("random:tiny");
     assert!(!work.path("out/config.toml").exists());
 }
 

@@ -1,5 +1,6 @@
 //! The commands end to end: what they print and the files they leave.
 
+#[cfg(feature = "torch")]
 use std::collections::BTreeMap;
 
 use parquet::{file::reader::SerializedFileReader, record::RowAccessor};
@@ -7,6 +8,7 @@ use serde_json::Value;
 
 use crate::harness::Workspace;
 
+#[cfg(feature = "torch")]
 const UPPER: &str = "visual_upper_layers_textual_upper_layers";
 
 fn keys(value: &Value) -> Vec<&str> {

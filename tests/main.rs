@@ -8,6 +8,7 @@ mod bad_models;
 mod bad_settings;
 mod bad_tables;
 mod commands;
+#[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build does not train"))]
 mod harness;
 mod help;
 #[cfg(feature = "torch")]
