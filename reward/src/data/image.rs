@@ -51,7 +51,7 @@ pub enum Mode {
     Palette,
     /// Pillow's `RGB`.
     Rgb,
-    /// `RGB` with a fourth byte that means nothing: what JPEG is decoded to, for its pixels resize a third faster.
+    /// `RGB` with a fourth byte that means nothing: what JPEG is decoded to, for resizing takes a fifth to a third less time.
     Rgbx,
     /// Pillow's `RGBA`.
     Rgba,
