@@ -171,11 +171,7 @@ impl Finished {
         for word in ["panicked", "RUST_BACKTRACE", "internal error", "unwrap", "Exception raised from"] {
             self.check(!self.stderr.contains(word), &format!("no `{word}`"));
         }
-        // The preflight lists its findings above the verdict, with its own `error:` lines.
-        let finding =
-            |line: &str| ["training", "validation"].map(|data| line.starts_with(&format!("error: {data} data: ")));
-        let of_program = |line: &&str| line.starts_with("error: ") && finding(line) == [false, false];
-        let errors: Vec<&str> = self.stderr.lines().filter(of_program).collect();
+        let errors: Vec<&str> = self.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
         self.check(errors.len() == 1, "one error line");
         for part in parts {
             self.check(errors[0].contains(part), &format!("`{part}` in the error"));

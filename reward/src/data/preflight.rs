@@ -297,7 +297,7 @@ impl fmt::Display for Report {
         if let Some(validation) = self.validation {
             write!(f, "\nvalidation data: {validation}")?;
         }
-        let findings = self.errors.iter().map(|finding| ("error", finding));
+        let findings = self.errors.iter().map(|finding| ("problem", finding));
         for (kind, finding) in findings.chain(self.warnings.iter().map(|finding| ("warning", finding))) {
             write!(f, "\n{kind}: {} (rows count from 0)", finding.what)?;
             for example in &finding.examples {

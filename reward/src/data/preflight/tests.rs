@@ -71,7 +71,7 @@ fn every_kind_of_bad_image_is_named_with_its_row() {
   T.parquet row 2: DIR/sub is a folder, wanted an image file
   T.parquet row 2: DIR/text.jpg: not an image in a known format";
     let counts = "training data: 5 rows, 5 distinct prompts, 6 distinct images";
-    assert_eq!(shown(&report, &train), format!("{counts}\nerror: training data: 4 images {lines}"));
+    assert_eq!(shown(&report, &train), format!("{counts}\nproblem: training data: 4 images {lines}"));
     let error = report.verdict().unwrap_err();
     assert!(error.to_string().starts_with("preflight, training data: 4 images cannot be read, in 4 rows, first "));
     assert!(error.to_string().ends_with("none.png does not exist"), "{error}");
