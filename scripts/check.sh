@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck disable=SC2046  # several words
 set -- $(scripts/features)
-portable=(--no-default-features)
+portable=(--no-default-features --exclude diffusion)
 
 # Paths of one machine, or of the folder this is developed in, have no place in the repository.
 local_path='(^|[^[:alnum:]_.~$})/-])/(work|root|home|Users|tmp)/[[:alnum:]_.-]|\.\./sha[r]ed'
