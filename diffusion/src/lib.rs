@@ -2,4 +2,6 @@
 //!
 //! A library of events and values: nothing here prints.
 
+pub mod tokenizer;
+
 pub use reward::{Error, ErrorKind, Result};
