@@ -100,6 +100,10 @@ impl Observer for Progress {
                 validation.mean_gap,
                 if *best { ", best so far" } else { "" },
             )),
+            Event::Generating { done, total, step, steps, images_per_second } => {
+                let message = format!("step {step}/{steps}, {images_per_second:.3} images/s");
+                self.advance("images", *done, *total, &message);
+            }
             Event::Saved(path) => self.line(&format!("saved {}", path.display())),
         }
     }
