@@ -101,7 +101,8 @@ impl Observer for Progress {
                 if *best { ", best so far" } else { "" },
             )),
             Event::Generating { done, total, step, steps, images_per_second } => {
-                let message = format!("step {step}/{steps}, {images_per_second:.3} images/s");
+                let step = if *step > 0 { format!("step {step}/{steps}, ") } else { String::new() };
+                let message = format!("{step}{images_per_second:.3} images/s");
                 self.advance("images", *done, *total, &message);
             }
             Event::Saved(path) => self.line(&format!("saved {}", path.display())),

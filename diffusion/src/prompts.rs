@@ -20,15 +20,23 @@ pub fn gather(typed: &[String], file: Option<&Path>) -> Result<Vec<String>> {
 }
 
 /// Warns, once each, of repeated prompts (equal seeds make equal images) and of prompts that are cut.
-pub fn warn(prompts: &[String], tokenizer: &Tokenizer, observer: &dyn Observer) {
+///
+/// # Errors
+/// The tokenizer fails.
+pub fn warn(prompts: &[String], negative: &str, tokenizer: &Tokenizer, observer: &dyn Observer) -> Result<()> {
     let distinct: BTreeSet<&str> = prompts.iter().map(String::as_str).collect();
     let repeated = prompts.len() - distinct.len();
     if repeated > 0 {
         let text = format!("{repeated} prompt(s) repeat earlier ones: same prompt and seed make the same image");
         observer.event(&Event::Warning(&text));
     }
-    let encoded = distinct.iter().map(|prompt| tokenizer.encode(prompt));
-    let cut: Vec<usize> = encoded.filter(|encoded| encoded.truncated).map(|encoded| encoded.tokens).collect();
+    let mut cut = Vec::new();
+    for prompt in distinct.into_iter().chain([negative]) {
+        let encoded = tokenizer.encode(prompt)?;
+        if encoded.truncated {
+            cut.push(encoded.tokens);
+        }
+    }
     if let Some(longest) = cut.iter().max() {
         let text = format!(
             "{} prompt(s) are longer than the {} tokens that the model reads and were cut (the longest has {longest})",
@@ -37,6 +45,7 @@ pub fn warn(prompts: &[String], tokenizer: &Tokenizer, observer: &dyn Observer) 
         );
         observer.event(&Event::Warning(&text));
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -81,6 +81,9 @@ pub(crate) struct GenerateArgs {
     /// What the model predicts, where the file does not say [default: the model's; epsilon for a single file]
     #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]))]
     prediction_type: Option<String>,
+    /// Decode larger images in tiles of this side: less memory, slightly other pixels [default: whole images]
+    #[arg(long, value_name = "PIXELS")]
+    vae_tile: Option<u32>,
     /// Also write contact-sheet.png, a row of images for every prompt
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     contact_sheet: Option<bool>,
@@ -121,20 +124,20 @@ pub(crate) struct DiffusionCommonArgs {
     social-reward diffusion export --model sd15.safetensors --output sd15
   A LoRA merged into its base:
     social-reward diffusion export --model sd15 --lora lora.safetensors --lora-scale 0.8 --output sd15-tuned
-  A LoRA for a web UI (without --model, nothing is merged):
+  A LoRA for a web UI (an --output that ends in .safetensors converts, and merges nothing):
     social-reward diffusion export --lora pytorch_lora_weights.safetensors --format kohya --output kohya.safetensors")]
 pub(crate) struct DiffusionExportArgs {
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]
     pub(crate) model: Option<String>,
-    /// LoRA to merge or, without --model, to convert
+    /// LoRA to merge or, if --output is a .safetensors file, to convert
     #[arg(long, value_name = "PATH")]
     pub(crate) lora: Option<PathBuf>,
     /// Factor on the LoRA when it is merged [default: 1]
-    #[arg(long, value_name = "X", allow_hyphen_values = true, requires = "model")]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub(crate) lora_scale: Option<f64>,
     /// Layout that a LoRA is converted to
-    #[arg(long, value_parser = PossibleValuesParser::new(["diffusers", "kohya"]), conflicts_with = "model")]
+    #[arg(long, value_parser = PossibleValuesParser::new(["diffusers", "kohya"]))]
     pub(crate) format: Option<String>,
     /// What the model predicts, where the file does not say [default: the model's; epsilon for a single file]
     #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]), requires = "model")]

@@ -46,6 +46,8 @@ pub struct GenerateConfig {
     pub lora_scale: f64,
     /// What the model predicts; absent: what its files say.
     pub prediction_type: Option<String>,
+    /// Images with a longer side are decoded in tiles of this side, in pixels.
+    pub vae_tile: Option<usize>,
     /// Also write a contact sheet.
     pub contact_sheet: bool,
     /// Initial noise of unit variance, in place of the seeds'.
@@ -80,6 +82,7 @@ impl Default for GenerateConfig {
             lora: None,
             lora_scale: 1.0,
             prediction_type: None,
+            vae_tile: None,
             contact_sheet: false,
             latents: None,
             save_latents: None,
@@ -146,6 +149,8 @@ impl GenerateConfig {
             let fits = size > 0 && size % 8 == 0;
             wants(fits, name, &size, &format!("a multiple of 8, such as {below} or {}", below + 8))?;
         }
+        let tile = self.vae_tile.unwrap_or(64);
+        wants(tile >= 64, "vae_tile", &tile, "at least 64 pixels")?;
         if self.lora.is_none() && self.lora_scale != 1.0 {
             return Err(Error::usage(format!("lora_scale = {}: there is no --lora to scale", self.lora_scale)));
         }

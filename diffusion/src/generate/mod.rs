@@ -19,18 +19,21 @@ use std::{
 use reward::{
     event::{Event, Observer},
     run::RunFolder,
+    train::config::Precision,
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 pub use config::GenerateConfig;
 
 use crate::{
     Error, ErrorKind, Result,
-    folder::Source,
+    lora::Lora,
     pipeline::Pipeline,
     prompts,
     sample::Request,
     schedule::Sampler,
+    source::{Source, SourceOptions},
+    vae::DecodeOptions,
 };
 use latents::FinalLatents;
 use picture::Picture;
@@ -64,7 +67,8 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let model = config.model.as_deref().unwrap_or_default();
     let output = config.output.as_deref().unwrap_or(Path::new(""));
     let prompts = prompts::gather(&config.prompt, config.prompts.as_deref())?;
-    let source = Source::open(model, &config.source_options())?;
+    let options = SourceOptions { seed: config.seed, prediction_type: config.prediction_type.clone() };
+    let source = Source::open(model, options)?;
     let size = Size::of(config, &source)?;
     let images = plan::all(prompts.len(), config.images_per_prompt, config.seed);
     let noise = Noise::new(config, images.len(), size.latents)?;
@@ -129,7 +133,7 @@ struct Size {
 impl Size {
     /// As asked for, else as the model was trained.
     fn of(config: &GenerateConfig, source: &Source) -> Result<Self> {
-        let (unet, vae) = (source.unet_config()?, source.vae_config()?);
+        let (unet, vae) = (source.unet_config()?, source.vae()?.0);
         let (native, factor) = (unet.sample_size * vae.factor(), vae.factor());
         let side = |name: &str, asked: Option<usize>| {
             let side = asked.map_or(native, |asked| asked as i64);
@@ -187,33 +191,46 @@ impl Run<'_> {
         let config = self.config;
         let sampler = Sampler::new(config.scheduler, &source.scheduler()?, config.steps, config.eta)?;
         let tokenizer = source.tokenizer()?;
-        prompts::warn(self.prompts, &tokenizer, self.observer);
-        prompts::warn(std::slice::from_ref(&config.negative_prompt), &tokenizer, self.observer);
+        prompts::warn(self.prompts, &config.negative_prompt, &tokenizer, self.observer)?;
         if left.len() < self.total {
             let text = format!("{} of {} images are there already", self.total - left.len(), self.total);
             self.observer.event(&Event::Note(&text));
         }
-        let pipeline = guarded(|| Pipeline::load(source, tokenizer, &config.pipeline_options()?))?;
+        if source.prediction_type_is_assumed() {
+            self.observer
+                .event(&Event::Note("prediction type: epsilon (a single file does not say; --prediction-type does)"));
+        }
+        let device = config.device.resolve()?;
+        let kind = match config.precision {
+            Precision::Fp32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        };
+        let lora = match &config.lora {
+            Some(path) => Lora::open(path, &source.layers()?, config.lora_scale)?,
+            None => Lora::default(),
+        };
+        let decoding = DecodeOptions { slicing: true, tile_side: config.vae_tile.map(|side| side as i64) };
+        let pipeline = guarded(|| Pipeline::load(source, lora, decoding, device, kind))?;
         let started = Instant::now();
-        let mut done = 0;
+        let (steps, mut done) = (sampler.timesteps().len(), 0);
         for batch in left.chunks(config.batch_size) {
-            let report = |step: usize, finished: usize| {
-                let made = done as f64 + batch.len() as f64 * step as f64 / sampler.timesteps().len() as f64;
+            let report = |done: usize, step: usize| {
+                let made = done as f64 + batch.len() as f64 * step as f64 / steps as f64;
                 self.observer.event(&Event::Generating {
-                    done: self.total - left.len() + finished,
+                    done: self.total - left.len() + done,
                     total: self.total,
                     step,
-                    steps: sampler.timesteps().len(),
+                    steps,
                     images_per_second: made / started.elapsed().as_secs_f64(),
                 });
             };
-            match guarded(|| self.batch(&pipeline, &sampler, batch, &|step| report(step, done))) {
+            match guarded(|| self.batch(&pipeline, &sampler, batch, &|step| report(done, step))) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(false),
                 Err(error) => return Err(error),
             }
             done += batch.len();
-            report(sampler.timesteps().len(), done);
+            report(done, 0);
             if self.stop.load(Ordering::Relaxed) && done < left.len() {
                 return Ok(false);
             }
@@ -233,10 +250,10 @@ impl Run<'_> {
         let prompts: Vec<&str> = batch.iter().map(|image| self.prompts[image.prompt_index].as_str()).collect();
         let seeds: Vec<u64> = batch.iter().map(|image| image.seed).collect();
         let noise: Vec<Tensor> = batch.iter().map(|image| self.noise.of(image)).collect();
-        let negative = (config.guidance_scale > 1.0).then(|| pipeline.embed(&[&config.negative_prompt]));
+        let negative = (config.guidance_scale > 1.0).then(|| pipeline.embed(&[&config.negative_prompt])).transpose()?;
         let request = Request {
             sampler,
-            prompts: &pipeline.embed(&prompts),
+            prompts: &pipeline.embed(&prompts)?,
             negative_prompts: negative.as_ref(),
             latents: &Tensor::stack(&noise, 0),
             seeds: &seeds,

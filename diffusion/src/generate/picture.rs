@@ -70,8 +70,15 @@ fn parameters(config: &GenerateConfig, image: &PlannedImage, prompt: &str, size:
 ///
 /// # Errors
 /// The disk is full or not writable.
-pub fn write(path: &Path, picture: &Picture, config: &GenerateConfig, image: &PlannedImage, prompt: &str) -> Result<()> {
-    let failed = |error: png::EncodingError| Error::data(format!("{}: cannot be written", path.display())).caused_by(error);
+pub fn write(
+    path: &Path,
+    picture: &Picture,
+    config: &GenerateConfig,
+    image: &PlannedImage,
+    prompt: &str,
+) -> Result<()> {
+    let failed =
+        |error: png::EncodingError| Error::data(format!("{}: cannot be written", path.display())).caused_by(error);
     let Picture { width, height, rgb } = picture;
     let size = (*width, *height);
     let json = settings(config, image, prompt, size).to_string();

@@ -65,8 +65,11 @@ mod tests {
         let images = all(2, 3, 40);
         let seen: Vec<_> = images.iter().map(|image| (image.path(), image.seed)).collect();
         let names = ["00000-0", "00000-1", "00000-2", "00001-0", "00001-1", "00001-2"];
-        let wanted: Vec<_> =
-            names.iter().zip([40, 41, 42, 40, 41, 42]).map(|(name, seed)| (format!("images/{name}.png"), seed)).collect();
+        let wanted: Vec<_> = names
+            .iter()
+            .zip([40, 41, 42, 40, 41, 42])
+            .map(|(name, seed)| (format!("images/{name}.png"), seed))
+            .collect();
         assert_eq!(seen, wanted);
         assert!(images.iter().enumerate().all(|(number, image)| image.number == number));
     }

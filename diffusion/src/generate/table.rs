@@ -31,8 +31,8 @@ pub fn write(
     size: (u32, u32),
 ) -> Result<()> {
     let columns = columns(config, prompts, images, size);
-    let bytes =
-        encode(&columns).map_err(|error| Error::data(format!("{}: cannot be written", path.display())).caused_by(error))?;
+    let bytes = encode(&columns)
+        .map_err(|error| Error::data(format!("{}: cannot be written", path.display())).caused_by(error))?;
     replace_file(path, |partial| Ok(fs_err::write(partial, bytes)?))
 }
 
@@ -120,7 +120,9 @@ mod tests {
         assert_eq!(names[..5], ["prompt", "path", "prompt_index", "index", "seed"]);
         let seen: Vec<_> = rows
             .iter()
-            .map(|row| (row.get_string(0).unwrap().as_str(), row.get_string(1).unwrap().as_str(), row.get_long(4).unwrap()))
+            .map(|row| {
+                (row.get_string(0).unwrap().as_str(), row.get_string(1).unwrap().as_str(), row.get_long(4).unwrap())
+            })
             .collect();
         let wanted = [
             ("a red fox", "images/00000-0.png", 5),

@@ -16,9 +16,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
-    folder::Source,
     lora::Lora,
-    noise,
+    noise::normal,
+    source::{Source, SourceOptions},
     text::TextEncoder,
     unet::Unet,
     vae::Vae,
@@ -141,14 +141,17 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
         Precision::Fp32 => (Kind::Float, 1e-4),
         Precision::Bf16 => (Kind::BFloat16, 3e-2),
     };
-    let source = Source::open(model, options.seed)?;
-    let lora = options.lora.as_deref().map(|path| Lora::open(path, options.lora_scale)).transpose()?.unwrap_or_default();
+    let source = Source::open(model, SourceOptions { seed: options.seed, prediction_type: None })?;
+    let lora = match &options.lora {
+        Some(path) => Lora::open(path, &source.layers()?, options.lora_scale)?,
+        None => Lora::default(),
+    };
     let say = |name: &str| observer.event(&Event::Note(name));
 
     say("text encoder");
     let (config, weights) = source.text_encoder()?;
     let ours = TextEncoder::new(&config, weights.to(device, kind).adapters(lora.text))?;
-    let ids = source.tokenizer()?.encode(&options.prompt).ids;
+    let ids = source.tokenizer()?.encode(&options.prompt)?.ids;
     let ids = Tensor::from_slice(&ids).unsqueeze(0).to_device(device);
     let (context, by) = text::hidden_states(&config, &ours.parameters, &ids)?;
     if by != "diffusers-rs" {
@@ -162,7 +165,7 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
     let (config, weights) = source.unet()?;
     let ours = Unet::new(&config, weights.to(device, kind).adapters(lora.unet))?;
     let side = config.sample_size.min(LARGEST_SIDE);
-    let latents = normal(options.seed, "latents", &[1, config.channels, side, side], device);
+    let latents = normal(options.seed, "latents", &[1, config.channels, side, side]).to_device(device);
     let expected = {
         let reference = reference::unet(&config, &ours.parameters)?;
         let run = || tch::no_grad(|| reference.model.forward(&latents, TIMESTEP, &context));
@@ -177,7 +180,8 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
     let (config, weights) = source.vae()?;
     let ours = Vae::new(&config, weights.to(device, kind))?;
     let reference = reference::vae(&config, &ours.parameters)?;
-    let pixels = normal(options.seed, "pixels", &[1, 3, side * config.factor(), side * config.factor()], device).tanh();
+    let pixels = normal(options.seed, "pixels", &[1, 3, side * config.factor(), side * config.factor()]);
+    let pixels = pixels.tanh().to_device(device);
     let (expected, noise) = tch::no_grad(|| reference::vae_sample(&reference.model, &pixels, options.seed as i64))?;
     let (mean, log_variance) = tch::no_grad(|| ours.encode(&pixels));
     let sample = mean + (log_variance * 0.5).exp() * noise;

@@ -109,9 +109,8 @@ pub(super) fn built<M>(
     }
     for (key, mut variable) in theirs {
         let key = our_key(&key);
-        let value = merged(parameters, &key).ok_or_else(|| {
-            Error::data(format!("{what} of diffusers-rs has a tensor `{key}`, which ours has not"))
-        })?;
+        let value = merged(parameters, &key)
+            .ok_or_else(|| Error::data(format!("{what} of diffusers-rs has a tensor `{key}`, which ours has not")))?;
         let shape = variable.size();
         caught(&format!("{what}: `{key}`"), || {
             tch::no_grad(|| variable.copy_(&value.reshape(shape)));
@@ -145,7 +144,6 @@ pub fn vae_sample(reference: &AutoEncoderKL, pixels: &Tensor, seed: i64) -> Resu
     let noise = Tensor::randn(sample.size(), (Kind::Float, sample.device()));
     Ok((sample, noise))
 }
-
 
 #[cfg(test)]
 mod tests {

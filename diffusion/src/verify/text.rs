@@ -15,12 +15,19 @@ use crate::{
 ///
 /// # Errors
 /// diffusers-rs panics, or its keys or shapes are others than ours.
-pub(super) fn hidden_states(config: &TextConfig, parameters: &Parameters, ids: &Tensor) -> Result<(Tensor, &'static str)> {
+pub(super) fn hidden_states(
+    config: &TextConfig,
+    parameters: &Parameters,
+    ids: &Tensor,
+) -> Result<(Tensor, &'static str)> {
     match known(config) {
         Some(theirs) => {
-            let model = built("the text encoder", parameters, |key| our_key(parameters, key), |path| {
-                ClipTextTransformer::new(path, &theirs)
-            })?;
+            let model = built(
+                "the text encoder",
+                parameters,
+                |key| our_key(parameters, key),
+                |path| ClipTextTransformer::new(path, &theirs),
+            )?;
             let states = caught("the text encoder", || tch::no_grad(|| ids.apply(&model.model)))?;
             Ok((states, "diffusers-rs"))
         }
@@ -53,9 +60,8 @@ fn plain(config: &TextConfig, parameters: &Parameters, ids: &Tensor) -> Tensor {
         // The models were built from these very keys.
         merged(parameters, &key).unwrap_or_else(|| Tensor::zeros([0], (Kind::Float, parameters.device)))
     };
-    let linear = |x: &Tensor, name: &str| {
-        x.matmul(&weight(&format!("{name}.weight")).tr()) + weight(&format!("{name}.bias"))
-    };
+    let linear =
+        |x: &Tensor, name: &str| x.matmul(&weight(&format!("{name}.weight")).tr()) + weight(&format!("{name}.bias"));
     let norm = |x: &Tensor, name: &str| {
         let centred = x - x.mean_dim(-1, true, Kind::Float);
         let variance = centred.square().mean_dim(-1, true, Kind::Float);

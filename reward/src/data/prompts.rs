@@ -23,13 +23,13 @@ pub fn read(file: &Path) -> Result<Vec<String>> {
     if file.is_dir() {
         return Err(Error::data(format!("{} is a folder, wanted a file of prompts", file.display())));
     }
-    let prompts = match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref()
-    {
-        Some("parquet") => parquet(file)?,
-        Some("csv") => csv(file)?,
-        Some("jsonl" | "ndjson") => json_lines(file)?,
-        _ => lines(&text(file)?),
-    };
+    let prompts =
+        match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
+            Some("parquet") => parquet(file)?,
+            Some("csv") => csv(file)?,
+            Some("jsonl" | "ndjson") => json_lines(file)?,
+            _ => lines(&text(file)?),
+        };
     if prompts.is_empty() {
         return Err(Error::data(format!("no prompts in {}", file.display()))
             .hint("one prompt per line, or a table (.parquet, .csv, .jsonl) with a column `prompt`"));
@@ -40,7 +40,8 @@ pub fn read(file: &Path) -> Result<Vec<String>> {
 fn text(file: &Path) -> Result<String> {
     let bytes = fs_err::read(file).map_err(|error| not_opened(file, error))?;
     let text = String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line =
+            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
         Error::data(format!("{} line {line}: not UTF-8 text", file.display()))
             .hint("save it as UTF-8; a table's name ends in .parquet, .csv or .jsonl")
     })?;

@@ -25,7 +25,8 @@ impl RunFolder {
     /// Not a folder, not writable, or another process is running there.
     pub fn claim(path: &Path, flag: &str) -> Result<Self> {
         fs_err::create_dir_all(path).map_err(|error| {
-            Error::data(format!("{}: {error}", flag.replace('-', " "))).hint(format!("give a --{flag} that you may write to"))
+            Error::data(format!("{}: {error}", flag.replace('-', " ")))
+                .hint(format!("give a --{flag} that you may write to"))
         })?;
         let lock_path = path.join(".lock");
         let options = fs_err::OpenOptions::new().create(true).truncate(false).read(true).write(true).clone();

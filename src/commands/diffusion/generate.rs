@@ -23,7 +23,8 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Ended::Interrupted { done, images } => {
-            progress.line(&format!("interrupted after {done} of {images} image(s); the same command goes on from there"));
+            progress
+                .line(&format!("interrupted after {done} of {images} image(s); the same command goes on from there"));
             Ok(failure::interrupted(signals::received()))
         }
     }
