@@ -2,4 +2,8 @@
 //!
 //! A library of events and values: nothing here prints.
 
+pub mod noise;
+pub mod sample;
+pub mod schedule;
+
 pub use reward::{Error, ErrorKind, Result};
