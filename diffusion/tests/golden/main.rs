@@ -2,7 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 mod tokenizer;
 =======
 mod fixture;
 >>>>>>> sd-a
+=======
+mod fixture;
+mod samplers;
+>>>>>>> sd-b
