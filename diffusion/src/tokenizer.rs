@@ -72,6 +72,12 @@ impl Tokenizer {
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
             let path = folder.path().join(name);
             let mut tokens = parse(&fs_err::read(&path)?, &path)?;
+            for name in ["bos_token", "eos_token", "unk_token"] {
+                // As the published folders have them: looked for after the text is in lower case.
+                tokens[name] = json!({
+                    "content": tokens[name], "lstrip": false, "normalized": true, "rstrip": false, "single_word": false,
+                });
+            }
             tokens["pad_token"] = pad.into();
             fs_err::write(&path, format!("{tokens:#}\n"))?;
         }
