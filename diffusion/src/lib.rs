@@ -4,6 +4,7 @@
 
 mod attention;
 pub mod config;
+pub mod export;
 pub mod folder;
 pub mod generate;
 mod hub;

@@ -41,7 +41,7 @@ fn layout(images: usize, images_per_prompt: usize, (width, height): (u32, u32)) 
 ///
 /// # Errors
 /// An image cannot be read, or the disk is full or not writable.
-pub fn write(folder: &Path, images: &[PlannedImage], images_per_prompt: usize, size: (u32, u32)) -> Result<()> {
+pub(super) fn write(folder: &Path, images: &[PlannedImage], images_per_prompt: usize, size: (u32, u32)) -> Result<()> {
     let path = folder.join("contact-sheet.png");
     let Layout { columns, rows, width, height } = layout(images.len(), images_per_prompt, size);
     let side = |count: u32, side: u32| count * (side + GAP) + GAP;

@@ -23,7 +23,7 @@ enum Column {
 ///
 /// # Errors
 /// The disk is full or not writable.
-pub fn write(
+pub(super) fn write(
     path: &Path,
     config: &GenerateConfig,
     prompts: &[String],

@@ -12,10 +12,10 @@ use reward::{
     train::config::Precision,
 };
 use serde::Serialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::{
-    Error, Result,
+    Result,
     lora::Lora,
     noise::normal,
     source::{Source, SourceOptions},

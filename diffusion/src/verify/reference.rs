@@ -8,7 +8,7 @@ use diffusers::models::{
     vae::{AutoEncoderKL, AutoEncoderKLConfig},
 };
 use tch::{
-    Device, Kind, Tensor,
+    Kind, Tensor,
     nn::{Path, VarStore},
 };
 

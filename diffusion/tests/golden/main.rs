@@ -1,13 +1,6 @@
 //! This crate against the fixtures of `tests/golden`: what Python's libraries computed from the same files.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-mod tokenizer;
-=======
-mod fixture;
->>>>>>> sd-a
-=======
 mod fixture;
 mod samplers;
->>>>>>> sd-b
+mod tokenizer;
