@@ -62,7 +62,8 @@ fn what_is_no_model_is_named() {
         work.run(&format!("diffusion verify --model {model}")).fails(1, &[model]);
         work.run(&format!("diffusion export --model {model} --output x")).fails(1, &[model]);
     }
-    work.run(&format!("{TINY} --prompt fox --output out --lora nothing.safetensors")).fails(1, &["nothing.safetensors"]);
+    work.run(&format!("{TINY} --prompt fox --output out --lora nothing.safetensors"))
+        .fails(1, &["nothing.safetensors"]);
     assert!(!work.path("out/images/00000-0.png").exists());
 }
 

@@ -10,7 +10,10 @@ const MANY: &str = "diffusion generate --model random:sd-tiny --device cpu --ste
 fn images(work: &Workspace, run: &str) -> BTreeMap<String, Vec<u8>> {
     let names = fs_err::read_dir(work.path(&format!("{run}/images"))).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| !name.starts_with('.')).map(|name| (name.clone(), work.bytes(&format!("{run}/images/{name}")))).collect()
+    names
+        .filter(|name| !name.starts_with('.'))
+        .map(|name| (name.clone(), work.bytes(&format!("{run}/images/{name}"))))
+        .collect()
 }
 
 fn written(work: &Workspace, file: &str) -> SystemTime {
@@ -60,13 +63,15 @@ fn a_folder_belongs_to_one_run() {
     let running = work.start_until(&command, "run/images/00000-0.png");
     work.run(&command).fails(1, &["run", "another run is working here"]).hints("--output");
     running.signal("KILL").dies_of(9);
-    work.run(&format!("{command} --seed 4 --steps 9").replace("--steps 8 ", "")).fails(2, &["run holds another run", "seed", "steps"]);
+    work.run(&format!("{command} --seed 4 --steps 9").replace("--steps 8 ", ""))
+        .fails(2, &["run holds another run", "seed", "steps"]);
     work.run(&command.replace("snow", "rain")).fails(2, &["prompt"]).hints("run/config.toml");
     work.run(&format!("{command} --batch-size 5").replace("--batch-size 2 ", "")).succeeds();
 
     // A prompt file whose content has changed.
     work.write("prompts.txt", "fox\nowl\n");
-    let command = "diffusion generate --model random:sd-tiny --device cpu --steps 2 --prompts prompts.txt --output file";
+    let command =
+        "diffusion generate --model random:sd-tiny --device cpu --steps 2 --prompts prompts.txt --output file";
     work.run(command).succeeds();
     work.write("prompts.txt", "fox\nrain\n");
     work.run(command).fails(2, &["00001-0.png", "owl", "rain"]);

@@ -6,7 +6,11 @@ use crate::{
     Error, Result,
     config::PRESETS,
     lora::{self, Layers, Lora},
+    save,
     source::{Source, SourceOptions},
+    text::TextEncoder,
+    unet::Unet,
+    vae::Vae,
 };
 
 /// The layout of a LoRA file.
@@ -58,4 +62,40 @@ fn for_any_base(path: &Path) -> Result<Lora> {
     let first = first.map(|error| error.to_string()).unwrap_or_default();
     Err(Error::data(format!("{first} (nor for any other published base)"))
         .hint("--model names the base that it was trained on"))
+}
+
+/// Writes the model as a folder that `StableDiffusionPipeline.from_pretrained` opens, with a LoRA at `scale` merged into its
+/// weights, in fp32.
+///
+/// # Errors
+/// The model or the LoRA does not load, there is something at `output`, or the disk is full or not writable.
+pub fn folder(
+    model: &str,
+    options: SourceOptions,
+    lora: Option<(&Path, f64)>,
+    precision: save::Precision,
+    output: &Path,
+) -> Result<()> {
+    let source = Source::open(model, options)?;
+    let lora = match lora {
+        Some((path, scale)) => Lora::open(path, &source.layers()?, scale)?,
+        None => Lora::default(),
+    };
+    let (config, weights) = source.text_encoder()?;
+    let text_encoder = TextEncoder::new(&config, weights)?;
+    lora::merge(&text_encoder.parameters, &lora.text)?;
+    let (config, weights) = source.unet()?;
+    let unet = Unet::new(&config, weights)?;
+    lora::merge(&unet.parameters, &lora.unet)?;
+    let (config, weights) = source.vae()?;
+    let vae = Vae::new(&config, weights)?;
+    let (tokenizer, scheduler) = (source.tokenizer()?, source.scheduler()?);
+    let pipeline = save::Pipeline {
+        unet: &unet,
+        vae: &vae,
+        text_encoder: &text_encoder,
+        tokenizer: &tokenizer,
+        scheduler: &scheduler,
+    };
+    save::folder(output, &pipeline, precision)
 }

@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod prompts;
 mod residual;
 pub mod sample;
+pub mod save;
 pub mod schedule;
 pub mod single_file;
 pub mod source;

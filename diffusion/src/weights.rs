@@ -90,7 +90,7 @@ impl Weights {
         Self::new(Source::Random { seed })
     }
 
-    /// Every tensor in its shape but without values or memory, to ask a model which layers it has.
+    /// Zeros that take no memory: a model built of them tells its keys and shapes, and computes nothing.
     pub fn shapes() -> Self {
         Self::new(Source::Shapes)
     }
@@ -156,7 +156,11 @@ impl Weights {
         let kind = if self.trained { Kind::Float } else { self.kind };
         let read = match &mut self.source {
             Source::Random { seed } => Ok(random(*seed, key, shape)),
-            Source::Shapes => Ok(Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)),
+            Source::Shapes => {
+                let zero = Tensor::zeros([1], (kind, self.device)).expand(shape, false);
+                self.taken.tensors.insert(key.to_owned(), zero.shallow_clone());
+                return zero;
+            }
             Source::Files { files, place, .. } => match place.remove(key) {
                 Some(stored) => read(&files[stored.file], &stored, shape),
                 None => Err(format!("`{key}` is missing")),

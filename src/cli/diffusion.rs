@@ -142,6 +142,9 @@ pub(crate) struct DiffusionExportArgs {
     /// What the model predicts, where the file does not say [default: the model's; epsilon for a single file]
     #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]), requires = "model")]
     pub(crate) prediction_type: Option<String>,
+    /// Kind of the written weights [default: fp32]
+    #[arg(long, value_parser = PossibleValuesParser::new(["fp32", "fp16"]))]
+    pub(crate) precision: Option<String>,
     /// Folder or, for a LoRA, .safetensors file to write
     #[arg(long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,

@@ -8,7 +8,10 @@ use crate::cli::DiffusionExportArgs;
 
 #[cfg(feature = "torch")]
 pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
-    use diffusion::export::{LoraFormat, convert, folder};
+    use diffusion::{
+        export::{LoraFormat, convert, folder},
+        save::Precision,
+    };
     use reward::Error;
 
     use crate::{commands, settings::layered};
@@ -31,6 +34,9 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
             Some(other) => return Err(Error::usage(format!("format `{other}`: want diffusers or kohya")).into()),
             None => return Err(missing("format", "diffusers or kohya, the layout to convert to").into()),
         };
+        if settings.precision.is_some() {
+            return Err(Error::usage("precision: a LoRA is written in fp32").into());
+        }
         if settings.lora_scale.is_some() {
             return Err(Error::usage("lora_scale: a conversion keeps the LoRA's own scale")
                 .hint("without .safetensors in --output, the LoRA is merged into --model at that scale")
@@ -48,7 +54,16 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
                 .hint("an --output that ends in .safetensors converts it")
                 .into());
         }
-        folder(&model, options, lora, settings.lora_scale.unwrap_or(1.0), &output)?;
+        let precision = match settings.precision.as_deref() {
+            None | Some("fp32") => Precision::Full,
+            Some("fp16") => Precision::Half,
+            Some(other) => return Err(Error::usage(format!("precision `{other}`: want fp32 or fp16")).into()),
+        };
+        if lora.is_none() && settings.lora_scale.is_some() {
+            return Err(Error::usage("lora_scale: there is no --lora to scale").into());
+        }
+        let lora = lora.map(|lora| (lora, settings.lora_scale.unwrap_or(1.0)));
+        folder(&model, options, lora, precision, &output)?;
     }
     commands::print(&output.display().to_string())?;
     Ok(ExitCode::SUCCESS)
