@@ -2,6 +2,14 @@
 //!
 //! A library of events and values: nothing here prints.
 
+mod attention;
+pub mod config;
+pub mod layer;
+mod residual;
+pub mod text;
 pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+pub mod weights;
 
 pub use reward::{Error, ErrorKind, Result};
