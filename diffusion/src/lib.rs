@@ -4,8 +4,16 @@
 
 mod attention;
 pub mod config;
+pub mod folder;
+mod hub;
 pub mod layer;
+pub mod lora;
+pub mod noise;
 mod residual;
+pub mod sample;
+pub mod schedule;
+pub mod single_file;
+pub mod source;
 pub mod text;
 pub mod tokenizer;
 pub mod unet;
