@@ -74,23 +74,6 @@ impl Component {
             ],
         }
     }
-
-    /// The key under which our model looks for what the file calls `name`; `None`: no parameter.
-    fn key(self, name: &str) -> Option<String> {
-        match self {
-            Self::Unet => Some(name.to_owned()),
-            Self::Vae => Some(vae_key(name)),
-            Self::TextEncoder if name.ends_with("position_ids") => None,
-            Self::TextEncoder => Some(format!("text_model.{}", name.strip_prefix("text_model.").unwrap_or(name))),
-        }
-    }
-}
-
-/// The VAE's attention under its newer names.
-fn vae_key(name: &str) -> String {
-    let renamed = [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
-    let old = renamed.iter().find(|(old, _)| name.contains(".attentions.") && name.contains(old));
-    old.map_or_else(|| name.to_owned(), |(old, new)| name.replace(old, new))
 }
 
 /// Checks that the folder is a pipeline of Stable Diffusion 1.x or 2.x.
@@ -122,12 +105,16 @@ pub fn config(folder: &Path, component: Component) -> Result<Value> {
     json(&folder.join(component.folder()).join("config.json"))
 }
 
-/// `scheduler/scheduler_config.json`.
+/// The text of `scheduler/scheduler_config.json`.
 ///
 /// # Errors
-/// It is missing (named) or not JSON.
-pub fn scheduler(folder: &Path) -> Result<Value> {
-    json(&folder.join("scheduler/scheduler_config.json"))
+/// It is missing (named).
+pub fn scheduler(folder: &Path) -> Result<String> {
+    let path = folder.join("scheduler/scheduler_config.json");
+    if !path.is_file() {
+        return Err(Error::data(format!("{}: no such file", path.display())));
+    }
+    Ok(fs_err::read_to_string(path)?)
 }
 
 /// The files that hold the weights of a model, opened, and where its keys are.
@@ -140,15 +127,7 @@ pub fn weights(folder: &Path, component: Component) -> Result<(Vec<TensorFile>, 
     for (index, path) in weight_paths(&folder.join(component.folder()), component)?.iter().enumerate() {
         let file = TensorFile::open(path)?;
         for name in file.shapes().keys() {
-            let Some(key) = component.key(name) else { continue };
-            let stored = Stored { file: index, name: name.clone(), rows: None };
-            if let Some(other) = place.insert(key, stored) {
-                return Err(Error::data(format!(
-                    "{}: `{name}` and `{}` are the same tensor of the model",
-                    path.display(),
-                    other.name
-                )));
-            }
+            place.insert(name.clone(), Stored { file: index, name: name.clone(), rows: None });
         }
         files.push(file);
     }
@@ -184,21 +163,4 @@ fn json(path: &Path) -> Result<Value> {
     }
     serde_json::from_str(&fs_err::read_to_string(path)?)
         .map_err(|error| Error::data(format!("{}: not JSON", path.display())).caused_by(error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn old_and_new_names_are_one_key() {
-        let old = Component::Vae.key("decoder.mid_block.attentions.0.proj_attn.weight");
-        assert_eq!(old.as_deref(), Some("decoder.mid_block.attentions.0.to_out.0.weight"));
-        let new = Component::Vae.key("decoder.mid_block.attentions.0.to_q.weight");
-        assert_eq!(new.as_deref(), Some("decoder.mid_block.attentions.0.to_q.weight"));
-        for name in ["text_model.final_layer_norm.bias", "final_layer_norm.bias"] {
-            assert_eq!(Component::TextEncoder.key(name).as_deref(), Some("text_model.final_layer_norm.bias"));
-        }
-        assert_eq!(Component::TextEncoder.key("text_model.embeddings.position_ids"), None);
-    }
 }

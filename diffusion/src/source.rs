@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use reward::weights::file::TensorFile;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     Error, Result,
@@ -11,7 +11,7 @@ use crate::{
     folder::{self, Component},
     hub,
     lora::Layers,
-    schedule::SchedulerConfig,
+    schedule::{PredictionType, SchedulerConfig},
     single_file::{Family, SingleFile},
     text::TextEncoder,
     tokenizer::Tokenizer,
@@ -20,12 +20,12 @@ use crate::{
 };
 
 /// What the user may say beside the name.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct SourceOptions {
     /// Seed of `random:` weights.
     pub seed: u64,
-    /// `epsilon` or `v_prediction`, over what the scheduler's config says; a single file does not say.
-    pub prediction_type: Option<String>,
+    /// What the UNet predicts, over what the scheduler's config says; a single file does not say.
+    pub prediction_type: Option<PredictionType>,
 }
 
 /// An opened Stable Diffusion model. Weights are read when they are asked for.
@@ -48,10 +48,6 @@ impl Source {
     /// # Errors
     /// Nothing there, another architecture (named), a file that is missing or truncated.
     pub fn open(model: &str, options: SourceOptions) -> Result<Self> {
-        let known = ["epsilon", "v_prediction"];
-        if let Some(name) = options.prediction_type.as_deref().filter(|name| !known.contains(name)) {
-            return Err(Error::usage(format!("prediction type `{name}`, want epsilon or v_prediction")));
-        }
         Ok(Self { model: model.to_owned(), kind: Kind::of(model)?, options })
     }
 
@@ -130,14 +126,16 @@ impl Source {
     /// # Errors
     /// A file that is missing, or a value that is not supported.
     pub fn scheduler(&self) -> Result<SchedulerConfig> {
-        let mut config = match &self.kind {
-            Kind::Folder(folder) => folder::scheduler(folder)?,
-            _ => published_scheduler(),
+        let prediction = self.options.prediction_type;
+        let Kind::Folder(folder) = &self.kind else {
+            return Ok(SchedulerConfig::stable_diffusion(prediction.unwrap_or(PredictionType::Epsilon)));
         };
-        if let Some(name) = &self.options.prediction_type {
-            config["prediction_type"] = name.as_str().into();
-        }
-        SchedulerConfig::from_json(&config).map_err(|error| self.prefixed("scheduler", error))
+        let config = SchedulerConfig::from_text(&folder::scheduler(folder)?);
+        let config = config.map_err(|error| self.prefixed("scheduler", error))?;
+        Ok(match prediction {
+            Some(prediction) => config.with_prediction_type(prediction),
+            None => config,
+        })
     }
 
     /// The layers that an adapter may be for, with the shapes of their weights. Nothing is read.
@@ -233,21 +231,4 @@ impl Kind {
 fn no_preset(model: &str) -> Error {
     let known: Vec<_> = PRESETS.iter().map(|name| format!("random:{name}")).collect();
     Error::usage(format!("`{model}`: no such random model")).hint(format!("known: {}", known.join(", ")))
-}
-
-/// `scheduler_config.json` as Stable Diffusion 1.5 and 2.1-base are published.
-fn published_scheduler() -> Value {
-    json!({
-        "_class_name": "PNDMScheduler",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "clip_sample": false,
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "set_alpha_to_one": false,
-        "skip_prk_steps": true,
-        "steps_offset": 1,
-        "trained_betas": null,
-    })
 }
