@@ -67,9 +67,12 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let model = config.model.as_deref().unwrap_or_default();
     let output = config.output.as_deref().unwrap_or(Path::new(""));
     let prompts = prompts::gather(&config.prompt, config.prompts.as_deref())?;
-    let options = SourceOptions { seed: config.seed, prediction_type: config.prediction_type.clone() };
+    let prediction_type = config.prediction_type.as_deref().map(str::parse).transpose()?;
+    let options = SourceOptions { seed: config.seed, prediction_type };
     let source = Source::open(model, options)?;
     let size = Size::of(config, &source)?;
+    let (width, height) = size.pixels;
+    let config = &GenerateConfig { width: Some(width as usize), height: Some(height as usize), ..config.clone() };
     let images = plan::all(prompts.len(), config.images_per_prompt, config.seed);
     let noise = Noise::new(config, images.len(), size.latents)?;
 

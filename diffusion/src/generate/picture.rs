@@ -57,8 +57,9 @@ fn parameters(config: &GenerateConfig, image: &PlannedImage, prompt: &str, size:
         "" => String::new(),
         text => format!("\nNegative prompt: {text}"),
     };
-    let model = config.model.as_deref().unwrap_or_default();
-    let model = Path::new(model).file_stem().map_or(model.into(), |stem| stem.to_string_lossy());
+    let model = config.model.as_deref().unwrap_or_default().trim_end_matches('/');
+    let model = model.rsplit('/').next().unwrap_or(model);
+    let model = [".safetensors", ".ckpt"].iter().find_map(|end| model.strip_suffix(end)).unwrap_or(model);
     let (width, height) = size;
     format!(
         "{prompt}{negative}\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {width}x{height}, Model: {model}",

@@ -23,7 +23,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
     };
     let options = diffusion::source::SourceOptions {
         seed: settings.common.seed.unwrap_or(0),
-        prediction_type: settings.prediction_type,
+        prediction_type: settings.prediction_type.as_deref().map(str::parse).transpose()?,
     };
     let lora = settings.lora.as_deref();
     if output.extension().is_some_and(|extension| extension == "safetensors") {
