@@ -1,6 +1,7 @@
 //! This crate beside diffusers-rs with the same weights: values, and the gradient of every parameter. Both layouts that
 //! diffusers-rs knows are tried small: transformers in all levels but the coarsest, 1×1 convolutions (SD 1) or linear layers
-//! (SD 2) around them, as many heads in every level (SD 1) or as many channels a head (SD 2).
+//! (SD 2) around them, as many heads in every level (SD 1) or as many channels a head (SD 2). Its residual blocks have 32
+//! groups whatever the config says, so these have too.
 #![cfg(feature = "reference")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
 
@@ -17,7 +18,7 @@ use tch::{Kind, Tensor};
 fn unets() -> [(&'static str, UnetConfig); 2] {
     let tiny = UnetConfig::preset("sd-tiny").unwrap();
     let three_levels = UnetConfig {
-        block_out_channels: vec![16, 32, 32],
+        block_out_channels: vec![32, 32, 64],
         down_attention: vec![true, true, false],
         up_attention: vec![false, true, true],
         layers_per_block: 2,
@@ -81,12 +82,17 @@ fn the_vae_is_that_of_diffusers_rs() {
     }
 }
 
-/// A UNet whose ways down and up differ is none that diffusers-rs can be: said, not panicked.
+/// What diffusers-rs cannot be is said, not panicked over and not called a mismatch.
 #[test]
 fn what_diffusers_rs_does_not_know_is_an_error() {
     let [_, (_, config)] = unets();
-    let config = UnetConfig { up_attention: vec![true, true], ..config };
-    let ours = Unet::new(&config, Weights::random(1)).unwrap();
-    let error = reference::unet(&config, &ours.parameters).err().unwrap().to_string();
-    assert!(error.starts_with("diffusers-rs has no UNet"), "{error}");
+    let uneven = UnetConfig { up_attention: vec![true, true], ..config.clone() };
+    for (config, message) in [
+        (uneven, "diffusers-rs has no UNet whose"),
+        (UnetConfig { norm_num_groups: 8, ..config }, "diffusers-rs knows 32 groups"),
+    ] {
+        let ours = Unet::new(&config, Weights::random(1)).unwrap();
+        let error = reference::unet(&config, &ours.parameters).err().unwrap().to_string();
+        assert!(error.starts_with(message), "{error}");
+    }
 }

@@ -46,6 +46,12 @@ pub fn unet(config: &UnetConfig, parameters: &Parameters) -> Result<Reference<UN
     if !config.up_attention.iter().rev().eq(&config.down_attention) {
         return Err(Error::data("diffusers-rs has no UNet whose ways down and up differ in their transformers"));
     }
+    if config.norm_num_groups != 32 {
+        let groups = config.norm_num_groups;
+        return Err(Error::data(format!(
+            "diffusers-rs knows 32 groups in a UNet's residual blocks, this one has {groups}"
+        )));
+    }
     let levels = config.block_out_channels.iter().zip(&config.down_attention).zip(&config.heads);
     let blocks = levels.map(|((&out_channels, &use_cross_attn), &heads)| {
         // What it calls the dimension of a head is, as in the published configs, how many heads there are.
