@@ -11,6 +11,7 @@ pub mod lora;
 pub mod noise;
 mod residual;
 pub mod sample;
+pub mod save;
 pub mod schedule;
 pub mod single_file;
 pub mod source;

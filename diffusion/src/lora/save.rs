@@ -1,31 +1,33 @@
 //! Writing LoRA files: diffusers' (PEFT's keys, alpha and rank in `lora_adapter_metadata`) and kohya's (an alpha tensor a layer).
 
-use std::{borrow::Cow, collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use reward::weights::save::replace_file;
-use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
 use super::Lora;
-use crate::{Error, Result, layer::Adapter};
+use crate::{
+    Result,
+    layer::Adapter,
+    save::{Saved, tensor_file},
+};
 
 /// Writes what `load_lora_weights` of diffusers reads, alpha and rank included.
 ///
 /// # Errors
 /// The file cannot be written; what was there before stays.
 pub fn diffusers(path: &Path, lora: &Lora) -> Result<()> {
-    let mut tensors = BTreeMap::new();
+    let mut tensors = Vec::new();
     let mut config = Map::new();
     for (prefix, adapters) in [("unet", &lora.unet), ("text_encoder", &lora.text)] {
         for (layer, adapter) in adapters {
-            tensors.insert(format!("{prefix}.{layer}.lora_A.weight"), Values::of(&adapter.down));
-            tensors.insert(format!("{prefix}.{layer}.lora_B.weight"), Values::of(&adapter.up));
+            tensors.push((format!("{prefix}.{layer}.lora_A.weight"), fp32(&adapter.down)));
+            tensors.push((format!("{prefix}.{layer}.lora_B.weight"), fp32(&adapter.up)));
         }
         config.extend(peft_config(adapters).into_iter().map(|(key, value)| (format!("{prefix}.{key}"), value)));
     }
     let metadata = [("lora_adapter_metadata".to_owned(), format!("{:#}", Value::Object(config)))];
-    write(path, tensors, metadata)
+    tensor_file(path, tensors, metadata.into())
 }
 
 /// Writes what kohya's scripts and the web UIs read.
@@ -33,13 +35,13 @@ pub fn diffusers(path: &Path, lora: &Lora) -> Result<()> {
 /// # Errors
 /// The file cannot be written; what was there before stays.
 pub fn kohya(path: &Path, lora: &Lora) -> Result<()> {
-    let mut tensors = BTreeMap::new();
+    let mut tensors = Vec::new();
     for (prefix, adapters) in [("lora_unet", &lora.unet), ("lora_te", &lora.text)] {
         for (layer, adapter) in adapters {
             let name = format!("{prefix}_{}", layer.replace('.', "_"));
-            tensors.insert(format!("{name}.lora_down.weight"), Values::of(&adapter.down));
-            tensors.insert(format!("{name}.lora_up.weight"), Values::of(&adapter.up));
-            tensors.insert(format!("{name}.alpha"), Values::of(&Tensor::from(alpha(adapter) as f32)));
+            tensors.push((format!("{name}.lora_down.weight"), fp32(&adapter.down)));
+            tensors.push((format!("{name}.lora_up.weight"), fp32(&adapter.up)));
+            tensors.push((format!("{name}.alpha"), fp32(&Tensor::from(alpha(adapter) as f32))));
         }
     }
     let all = || lora.unet.values().chain(lora.text.values());
@@ -48,7 +50,11 @@ pub fn kohya(path: &Path, lora: &Lora) -> Result<()> {
         ("ss_network_dim".to_owned(), most_frequent(all().map(rank)).to_string()),
         ("ss_network_alpha".to_owned(), number(most_frequent(all().map(alpha_bits)))),
     ];
-    write(path, tensors, metadata)
+    tensor_file(path, tensors, metadata.into())
+}
+
+fn fp32(tensor: &Tensor) -> Saved {
+    Saved::new(tensor, Kind::Float)
 }
 
 fn rank(adapter: &Adapter) -> i64 {
@@ -101,49 +107,4 @@ fn peft_config(adapters: &BTreeMap<String, Adapter>) -> Map<String, Value> {
         ("target_modules", targets.into()),
     ];
     fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
-/// A tensor of a file.
-struct Values {
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Values {
-    fn of(tensor: &Tensor) -> Self {
-        let tensor = tensor.detach().to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
-        let mut values = vec![0_f32; tensor.numel()];
-        tensor.copy_data(&mut values, tensor.numel());
-        Self {
-            shape: tensor.size().into_iter().map(|size| size as usize).collect(),
-            bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        }
-    }
-}
-
-impl View for Values {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-fn write<const N: usize>(
-    path: &Path,
-    tensors: BTreeMap<String, Values>,
-    metadata: [(String, String); N],
-) -> Result<()> {
-    let metadata = metadata.into_iter().chain([("format".to_owned(), "pt".to_owned())]).collect();
-    replace_file(path, |partial| {
-        safetensors::serialize_to_file(tensors, Some(metadata), partial)
-            .map_err(|error| Error::data(format!("cannot write {}", path.display())).caused_by(error))
-    })
 }
