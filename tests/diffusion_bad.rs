@@ -71,11 +71,13 @@ fn what_is_no_model_is_named() {
 #[test]
 fn a_full_disk_leaves_no_half_image() {
     let work = Workspace::new();
-    let run = work.run_after("ulimit -f 8; trap '' XFSZ;", &format!("{TINY} --prompt fox --output out"));
+    work.run("diffusion export --model random:sd-tiny --output model").succeeds();
+    let command = format!("{TINY} --prompt fox --output out").replace("random:sd-tiny", "model");
+    let run = work.run_after("ulimit -f 8; trap '' XFSZ;", &command);
     run.fails(1, &["out/images/", "00000-0.png", "too large"]);
     let left: Vec<_> = fs_err::read_dir(work.path("out/images")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
-    work.run(&format!("{TINY} --prompt fox --output out")).succeeds();
+    work.run(&command).succeeds();
 
     work.write("file", "x");
     work.run(&format!("{TINY} --prompt fox --output file/out")).fails(1, &["file/out"]).hints("--output");

@@ -114,15 +114,15 @@ fn latents_go_out_and_in() {
     let work = Workspace::new();
     let flags = "--prompt fox --prompt owl --images-per-prompt 2";
     work.run(&format!(
-        "{TINY} {flags} --seed 3 --save-latents noise.safetensors --save-final-latents final.safetensors --output seeds"
+        "{TINY} {flags} --seed 3 --save-latents noise.safetensors --save-final-latents new/folder/final.safetensors --output seeds"
     ))
     .succeeds();
     work.run(&format!(
         "{TINY} {flags} --latents noise.safetensors --save-final-latents again.safetensors --output given"
     ))
     .succeeds();
-    assert!(work.bytes("final.safetensors") == work.bytes("again.safetensors"));
-    assert!(work.bytes("final.safetensors") != work.bytes("noise.safetensors"));
+    assert!(work.bytes("new/folder/final.safetensors") == work.bytes("again.safetensors"));
+    assert!(work.bytes("new/folder/final.safetensors") != work.bytes("noise.safetensors"));
     assert_eq!(pixels(&work, "seeds/images/00001-1.png"), pixels(&work, "given/images/00001-1.png"));
     assert!(!work.path("seeds/.final-latents").exists());
 

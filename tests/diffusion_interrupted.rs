@@ -76,6 +76,11 @@ fn a_folder_belongs_to_one_run() {
     work.write("prompts.txt", "fox\nrain\n");
     work.run(command).fails(2, &["00001-0.png", "owl", "rain"]);
 
+    // A run that failed before its first image may be tried with other settings.
+    let tried = command.replace("--output file", "--output tried");
+    work.run(&format!("{tried} --lora none.safetensors")).fails(1, &["none.safetensors"]);
+    work.run(&tried).succeeds();
+
     // A folder of another command.
     fs_err::create_dir_all(work.path("other")).unwrap();
     work.write("other/config.toml", "training_mode = 'all'\n");

@@ -111,7 +111,7 @@ pub(crate) struct DiffusionCommonArgs {
     /// auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<reward::device::DeviceName>,
-    /// Seed of the noise and of random: weights [default: 0]
+    /// Seed of the noise; of an export, of random: weights [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 }

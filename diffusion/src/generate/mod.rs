@@ -68,8 +68,9 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let output = config.output.as_deref().unwrap_or(Path::new(""));
     let prompts = prompts::gather(&config.prompt, config.prompts.as_deref())?;
     let prediction_type = config.prediction_type.as_deref().map(str::parse).transpose()?;
-    let options = SourceOptions { seed: config.seed, prediction_type };
-    let source = Source::open(model, options)?;
+    // `random:NAME` is one model, whatever the seed of the noise.
+    let source = Source::open(model, SourceOptions { seed: 0, prediction_type })?;
+    let sampler = Sampler::new(config.scheduler, &source.scheduler()?, config.steps, config.eta)?;
     let size = Size::of(config, &source)?;
     let (width, height) = size.pixels;
     let config = &GenerateConfig { width: Some(width as usize), height: Some(height as usize), ..config.clone() };
@@ -89,12 +90,16 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     }
     folder.write_config(config)?;
     fs_err::create_dir_all(output.join("images"))?;
+    for path in [&config.save_latents, &config.save_final_latents].into_iter().flatten() {
+        // Now, and not after hours.
+        fs_err::create_dir_all(path.parent().unwrap_or(path))?;
+    }
     if let Some(path) = &config.save_latents {
         let whole = images.iter().map(|image| noise.of(image)).collect::<Vec<_>>();
         latents::write(path, &Tensor::stack(&whole, 0))?;
     }
 
-    let run = Run { config, observer, stop, prompts: &prompts, size, noise, finals, total: images.len() };
+    let run = Run { config, observer, stop, prompts: &prompts, sampler, size, noise, finals, total: images.len() };
     if !left.is_empty() && !run.make(&source, &left)? {
         let done = images.iter().filter(|image| output.join(image.path()).exists()).count();
         return Ok(Ended::Interrupted { done, images: images.len() });
@@ -110,13 +115,15 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     Ok(Ended::Finished { table, images: images.len() })
 }
 
-/// The folder is empty, or holds a run of the same settings.
+/// The folder holds no images yet, or images of the same settings: one that failed before its first may be tried otherwise.
 fn check_same_run(folder: &RunFolder, config: &GenerateConfig) -> Result<()> {
     let place = folder.path().display();
     let earlier = folder.earlier_config::<GenerateConfig>().map_err(|error| {
         Error::usage(format!("{place} holds another run")).caused_by(error).hint("give another --output")
     })?;
-    let changed = earlier.map(|earlier| config.changed_since(&earlier)).unwrap_or_default();
+    let images = folder.path().join("images");
+    let begun = images.is_dir() && fs_err::read_dir(images)?.next().is_some();
+    let changed = earlier.filter(|_| begun).map(|earlier| config.changed_since(&earlier)).unwrap_or_default();
     if changed.is_empty() {
         return Ok(());
     }
@@ -182,6 +189,7 @@ struct Run<'a> {
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
     prompts: &'a [String],
+    sampler: Sampler,
     size: Size,
     noise: Noise,
     finals: Option<FinalLatents>,
@@ -192,7 +200,6 @@ impl Run<'_> {
     /// Makes the images that are left; `false` if the user asked to stop.
     fn make(&self, source: &Source, left: &[PlannedImage]) -> Result<bool> {
         let config = self.config;
-        let sampler = Sampler::new(config.scheduler, &source.scheduler()?, config.steps, config.eta)?;
         let tokenizer = source.tokenizer()?;
         prompts::warn(self.prompts, &config.negative_prompt, &tokenizer, self.observer)?;
         if left.len() < self.total {
@@ -215,7 +222,7 @@ impl Run<'_> {
         let decoding = DecodeOptions { slicing: true, tile_side: config.vae_tile.map(|side| side as i64) };
         let pipeline = guarded(|| Pipeline::load(source, lora, decoding, device, kind))?;
         let started = Instant::now();
-        let (steps, mut done) = (sampler.timesteps().len(), 0);
+        let (steps, mut done) = (self.sampler.timesteps().len(), 0);
         for batch in left.chunks(config.batch_size) {
             let report = |done: usize, step: usize| {
                 let made = done as f64 + batch.len() as f64 * step as f64 / steps as f64;
@@ -227,7 +234,7 @@ impl Run<'_> {
                     images_per_second: made / started.elapsed().as_secs_f64(),
                 });
             };
-            match guarded(|| self.batch(&pipeline, &sampler, batch, &|step| report(done, step))) {
+            match guarded(|| self.batch(&pipeline, batch, &|step| report(done, step))) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(false),
                 Err(error) => return Err(error),
@@ -242,20 +249,14 @@ impl Run<'_> {
     }
 
     /// Makes and writes the images of one batch.
-    fn batch(
-        &self,
-        pipeline: &Pipeline,
-        sampler: &Sampler,
-        batch: &[PlannedImage],
-        finished: &dyn Fn(usize),
-    ) -> Result<()> {
+    fn batch(&self, pipeline: &Pipeline, batch: &[PlannedImage], finished: &dyn Fn(usize)) -> Result<()> {
         let config = self.config;
         let prompts: Vec<&str> = batch.iter().map(|image| self.prompts[image.prompt_index].as_str()).collect();
         let seeds: Vec<u64> = batch.iter().map(|image| image.seed).collect();
         let noise: Vec<Tensor> = batch.iter().map(|image| self.noise.of(image)).collect();
         let negative = (config.guidance_scale > 1.0).then(|| pipeline.embed(&[&config.negative_prompt])).transpose()?;
         let request = Request {
-            sampler,
+            sampler: &self.sampler,
             prompts: &pipeline.embed(&prompts)?,
             negative_prompts: negative.as_ref(),
             latents: &Tensor::stack(&noise, 0),

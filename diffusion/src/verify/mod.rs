@@ -42,7 +42,7 @@ pub struct VerifyOptions {
     pub precision: Precision,
     /// Where both compute.
     pub device: DeviceName,
-    /// Seed of latents and picture, and of `random:` weights.
+    /// Seed of latents and picture.
     pub seed: u64,
 }
 
@@ -141,7 +141,7 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
         Precision::Fp32 => (Kind::Float, 1e-4),
         Precision::Bf16 => (Kind::BFloat16, 3e-2),
     };
-    let source = Source::open(model, SourceOptions { seed: options.seed, prediction_type: None })?;
+    let source = Source::open(model, SourceOptions::default())?;
     let lora = match &options.lora {
         Some(path) => Lora::open(path, &source.layers()?, options.lora_scale)?,
         None => Lora::default(),
