@@ -2,8 +2,23 @@
 //!
 //! A library of events and values: nothing here prints.
 
+mod attention;
+pub mod config;
+pub mod folder;
+mod hub;
+pub mod layer;
+pub mod lora;
 pub mod noise;
+mod residual;
 pub mod sample;
+pub mod save;
 pub mod schedule;
+pub mod single_file;
+pub mod source;
+pub mod text;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+pub mod weights;
 
 pub use reward::{Error, ErrorKind, Result};

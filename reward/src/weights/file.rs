@@ -2,6 +2,7 @@
 //! TorchScript archives through libtorch.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -18,6 +19,14 @@ pub struct TensorFile {
     path: PathBuf,
     content: Content,
     shapes: BTreeMap<String, Vec<usize>>,
+}
+
+/// The stored elements of one tensor, row-major and little-endian.
+pub struct RawTensor<'a> {
+    /// As stored: a part of the memory map, except where a pickle's tensor is strided.
+    pub bytes: Cow<'a, [u8]>,
+    /// The type of an element.
+    pub dtype: Dtype,
 }
 
 enum Content {
@@ -126,26 +135,58 @@ impl TensorFile {
     /// # Errors
     /// No such tensor, or an element type that is no float.
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let failed = |what: String| Error::data(format!("{}: tensor `{name}`: {what}", self.path.display()));
+        let RawTensor { bytes, dtype } = self.raw(name)?;
+        floats(&bytes, dtype).ok_or_else(|| self.failed(name, &format!("type {dtype:?}, want F32, F16, BF16 or F64")))
+    }
+
+    /// The elements of tensor `name` as they are stored, without a copy where they lie in one piece.
+    ///
+    /// # Errors
+    /// No such tensor, a storage that ends too soon, or (in a pickle) an element type that is no float.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let missing = || self.failed(name, "missing");
         match &self.content {
             Content::Safetensors { map, start, metadata } => {
-                let info = metadata.info(name).ok_or_else(|| failed("missing".to_owned()))?;
+                let info = metadata.info(name).ok_or_else(missing)?;
                 let bytes = &map[start + info.data_offsets.0..start + info.data_offsets.1];
-                floats(bytes, info.dtype)
-                    .ok_or_else(|| failed(format!("type {:?}, want F32, F16, BF16 or F64", info.dtype)))
+                Ok(RawTensor { bytes: Cow::Borrowed(bytes), dtype: info.dtype })
             }
             Content::Pickle { map, tensors } => {
-                let tensor = tensors.get(name).ok_or_else(|| failed("missing".to_owned()))?;
-                tensor.read(map).ok_or_else(|| failed("cut off, or of a type that is no float".to_owned()))
+                let tensor = tensors.get(name).ok_or_else(missing)?;
+                let (bytes, dtype) =
+                    tensor.raw(map).ok_or_else(|| self.failed(name, "cut off, or of a type that is no float"))?;
+                Ok(RawTensor { bytes, dtype })
             }
             #[cfg(feature = "torch")]
             Content::TorchScript(tensors) => {
-                let tensor = tensors.get(name).ok_or_else(|| failed("missing".to_owned()))?;
-                let tensor = tensor.lock().map_err(|_| failed("poisoned".to_owned()))?;
-                Vec::try_from(tensor.to_kind(tch::Kind::Float).to_device(tch::Device::Cpu).flatten(0, -1))
-                    .map_err(|error| failed("cannot be read".to_owned()).caused_by(error))
+                let tensor = tensors.get(name).ok_or_else(missing)?;
+                let tensor = tensor.lock().map_err(|_| self.failed(name, "poisoned"))?;
+                let values =
+                    Vec::<f32>::try_from(tensor.to_kind(tch::Kind::Float).to_device(tch::Device::Cpu).flatten(0, -1))
+                        .map_err(|error| self.failed(name, "cannot be read").caused_by(error))?;
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                Ok(RawTensor { bytes: Cow::Owned(bytes), dtype: Dtype::F32 })
             }
         }
+    }
+
+    /// Says that `raw` is not needed any more: its pages of the memory map stop counting as this process's memory. They
+    /// are read from the file again if they are touched again.
+    #[allow(unsafe_code, reason = "memmap2 marks all advice that may drop changed pages as unsafe")]
+    pub fn release(&self, raw: RawTensor) {
+        let map = match &self.content {
+            Content::Safetensors { map, .. } | Content::Pickle { map, .. } => map,
+            #[cfg(feature = "torch")]
+            Content::TorchScript(_) => return,
+        };
+        let Cow::Borrowed(bytes) = raw.bytes else { return };
+        let offset = bytes.as_ptr().addr() - map.as_ptr().addr();
+        // SAFETY: the map is of a file and read-only, so a dropped page holds nothing that the file does not.
+        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) }.ok();
+    }
+
+    fn failed(&self, name: &str, what: &str) -> Error {
+        Error::data(format!("{}: tensor `{name}`: {what}", self.path.display()))
     }
 }
 

@@ -3,7 +3,7 @@
 //! candle's reader turns the pickle into a tree of names and values and executes nothing. PyTorch stores the tensors'
 //! bytes as they are, so they are read from a memory map as in a safetensors file.
 
-use std::{collections::HashMap, ops::Range};
+use std::{borrow::Cow, collections::HashMap, ops::Range};
 
 use candle_core::{
     DType, Error, Layout, Result,
@@ -28,9 +28,8 @@ impl PickledTensor {
         self.layout.dims()
     }
 
-    /// Its values as fp32, row-major, given the whole file; `None` for a type that is no float, or a storage that ends
-    /// too soon.
-    pub(super) fn read(&self, archive: &[u8]) -> Option<Vec<f32>> {
+    /// Its elements, row-major, given the whole file; `None` for a type that is no float, or a storage that ends too soon.
+    pub(super) fn raw<'a>(&self, archive: &'a [u8]) -> Option<(Cow<'a, [u8]>, Dtype)> {
         let dtype = match self.dtype {
             DType::F32 => Dtype::F32,
             DType::F64 => Dtype::F64,
@@ -41,10 +40,11 @@ impl PickledTensor {
         let (shape, stride) = (self.layout.shape(), self.layout.stride());
         let last: usize = shape.dims().iter().zip(stride).map(|(size, stride)| size.saturating_sub(1) * stride).sum();
         let elements = if shape.elem_count() == 0 { 0 } else { last + 1 };
+        let size = self.dtype.size_in_bytes();
         let storage = archive.get(self.storage.clone())?.get(self.layout.start_offset()..)?;
-        let values = super::file::floats(storage.get(..elements * self.dtype.size_in_bytes())?, dtype)?;
+        let bytes = storage.get(..elements * size)?;
         if self.layout.is_contiguous() {
-            return Some(values);
+            return Some((Cow::Borrowed(bytes), dtype));
         }
         let place = |element: usize| {
             let (mut rest, mut at) = (element, 0);
@@ -54,7 +54,8 @@ impl PickledTensor {
             }
             at
         };
-        (0..shape.elem_count()).map(|element| values.get(place(element)).copied()).collect()
+        let elements = (0..shape.elem_count()).flat_map(|element| &bytes[place(element) * size..][..size]).copied();
+        Some((Cow::Owned(elements.collect()), dtype))
     }
 }
 
@@ -189,8 +190,9 @@ mod tests {
             layout: Layout::new((3, 2).into(), vec![1, 3], 4),
             dtype: DType::F32,
         };
-        assert_eq!(tensor(28).read(&storage).unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        assert_eq!(tensor(24).read(&storage), None);
-        assert_eq!(tensor(32).read(&storage), None);
+        let (bytes, dtype) = tensor(28).raw(&storage).unwrap();
+        assert_eq!(super::super::file::floats(&bytes, dtype).unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert!(tensor(24).raw(&storage).is_none());
+        assert!(tensor(32).raw(&storage).is_none());
     }
 }

@@ -1,0 +1,225 @@
+//! The layers that all three models are made of, as handles on tensors: compute is in the kind of the input, each weight is
+//! cast to it, and norms are in fp32. A layer may carry a low-rank update (LoRA, Hu et al., 2021, equation 3).
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use tch::{Device, Kind, Tensor};
+
+/// Another owner of the same tensors, for a graph node that outlives a call (gradient checkpointing).
+pub trait Handle {
+    /// Shares every tensor; copies none.
+    fn handle(&self) -> Self;
+}
+
+impl Handle for Tensor {
+    fn handle(&self) -> Self {
+        self.shallow_clone()
+    }
+}
+
+impl<T: Handle> Handle for Option<T> {
+    fn handle(&self) -> Self {
+        self.as_ref().map(T::handle)
+    }
+}
+
+impl<T: Handle> Handle for Vec<T> {
+    fn handle(&self) -> Self {
+        self.iter().map(T::handle).collect()
+    }
+}
+
+/// Whether the adapters of a model take part: one switch that all its layers share. On at first.
+#[derive(Debug, Clone)]
+pub struct AdapterSwitch(Arc<AtomicBool>);
+
+impl AdapterSwitch {
+    /// Switches all adapters of the model; without them its layers compute as if none were attached.
+    pub fn set(&self, on: bool) {
+        self.0.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether adapters take part.
+    pub fn is_on(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for AdapterSwitch {
+    fn default() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+}
+
+/// A low-rank update of one layer: `W + scale · up · down`.
+#[derive(Debug)]
+pub struct Adapter {
+    /// `[r, in]`, or `[r, in, k, k]` of a convolution; fp32.
+    pub down: Tensor,
+    /// `[out, r]`, or `[out, r, 1, 1]` of a convolution; fp32.
+    pub up: Tensor,
+    /// `alpha / r`, times what the user asked for.
+    pub scale: f64,
+}
+
+impl Handle for Adapter {
+    fn handle(&self) -> Self {
+        Self { down: self.down.handle(), up: self.up.handle(), scale: self.scale }
+    }
+}
+
+impl Adapter {
+    /// The same adapter on `device`; a leaf that trains stays one.
+    pub(crate) fn to(&self, device: Device) -> Self {
+        let moved = |tensor: &Tensor| {
+            if tensor.device() == device {
+                return tensor.shallow_clone();
+            }
+            tensor.detach().to_device(device).set_requires_grad(tensor.requires_grad())
+        };
+        Self { down: moved(&self.down), up: moved(&self.up), scale: self.scale }
+    }
+}
+
+/// An adapter in its layer.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) adapter: Adapter,
+    pub(crate) switch: AdapterSwitch,
+}
+
+impl Handle for Attached {
+    fn handle(&self) -> Self {
+        Self { adapter: self.adapter.handle(), switch: self.switch.clone() }
+    }
+}
+
+/// The adapter of a layer while it is switched on.
+fn active(attached: &Option<Attached>) -> Option<&Adapter> {
+    attached.as_ref().filter(|attached| attached.switch.is_on()).map(|attached| &attached.adapter)
+}
+
+/// `y = x Wᵀ + b`, plus the adapter's update. `W` may be the kernel of a 1×1 convolution.
+#[derive(Debug)]
+pub struct Linear {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) attached: Option<Attached>,
+}
+
+impl Handle for Linear {
+    fn handle(&self) -> Self {
+        Self { weight: self.weight.handle(), bias: self.bias.handle(), attached: self.attached.handle() }
+    }
+}
+
+impl Linear {
+    /// `x`: `[.., in]`; gives `[.., out]` in the kind of `x`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let kind = x.kind();
+        let weight = self.weight.to_kind(kind);
+        let weight = if weight.dim() > 2 { weight.flatten(1, -1) } else { weight };
+        let y = x.linear(&weight, self.bias.as_ref().map(|bias| bias.to_kind(kind)));
+        let Some(Adapter { down, up, scale }) = active(&self.attached) else { return y };
+        let update = x.linear(&down.to_kind(kind), None::<&Tensor>).linear(&up.to_kind(kind), None::<&Tensor>);
+        y + update * *scale
+    }
+}
+
+/// A convolution with a square kernel, plus the adapter's update.
+#[derive(Debug)]
+pub struct Conv2d {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) stride: i64,
+    pub(crate) padding: i64,
+    pub(crate) attached: Option<Attached>,
+}
+
+impl Handle for Conv2d {
+    fn handle(&self) -> Self {
+        Self {
+            weight: self.weight.handle(),
+            bias: self.bias.handle(),
+            attached: self.attached.handle(),
+            stride: self.stride,
+            padding: self.padding,
+        }
+    }
+}
+
+impl Conv2d {
+    /// `x`: `[B, in, H, W]`; gives `[B, out, H', W']` in the kind of `x`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let kind = x.kind();
+        let convolve = |weight: &Tensor, bias: Option<&Tensor>| {
+            let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+            x.conv2d(&weight.to_kind(kind), bias.map(|bias| bias.to_kind(kind)), stride, padding, [1, 1], 1)
+        };
+        let y = convolve(&self.weight, self.bias.as_ref());
+        let Some(Adapter { down, up, scale }) = active(&self.attached) else { return y };
+        let update = convolve(down, None).conv2d(&up.to_kind(kind), None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1);
+        y + update * *scale
+    }
+}
+
+/// GroupNorm, in fp32 whatever the kind of its input.
+#[derive(Debug)]
+pub struct GroupNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) groups: i64,
+    pub(crate) eps: f64,
+}
+
+impl Handle for GroupNorm {
+    fn handle(&self) -> Self {
+        Self { weight: self.weight.handle(), bias: self.bias.handle(), ..*self }
+    }
+}
+
+impl GroupNorm {
+    fn normed(&self, x: &Tensor) -> Tensor {
+        let (weight, bias) = (self.weight.to_kind(Kind::Float), self.bias.to_kind(Kind::Float));
+        x.to_kind(Kind::Float).group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)
+    }
+
+    /// `x`: `[B, C, ..]`; gives the same shape and kind.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.normed(x).to_kind(x.kind())
+    }
+
+    /// The norm and then SiLU: `[B, C, ..]` to the same shape and kind.
+    pub fn forward_silu(&self, x: &Tensor) -> Tensor {
+        let mut normed = self.normed(x);
+        let activated = if normed.requires_grad() { normed.silu() } else { normed.silu_() };
+        activated.to_kind(x.kind())
+    }
+}
+
+/// LayerNorm over the last dimension, in fp32 whatever the kind of its input.
+#[derive(Debug)]
+pub struct LayerNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) eps: f64,
+}
+
+impl Handle for LayerNorm {
+    fn handle(&self) -> Self {
+        Self { weight: self.weight.handle(), bias: self.bias.handle(), eps: self.eps }
+    }
+}
+
+impl LayerNorm {
+    /// `x`: `[.., width]`; gives the same shape and kind.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (weight, bias) = (self.weight.to_kind(Kind::Float), self.bias.to_kind(Kind::Float));
+        x.to_kind(Kind::Float)
+            .layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, false)
+            .to_kind(x.kind())
+    }
+}

@@ -1,0 +1,77 @@
+//! The UNet of Stable Diffusion 1.x and 2.x (Rombach et al., 2022, <https://arxiv.org/abs/2112.10752>), constructed from
+//! weights under the key names of diffusers' `UNet2DConditionModel`.
+
+mod block;
+mod build;
+mod time;
+mod transformer;
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    config::UnetConfig,
+    layer::{Conv2d, GroupNorm},
+    residual::side,
+    weights::Parameters,
+};
+use block::{DownBlock, MidBlock, UpBlock};
+use time::TimeEmbedding;
+pub use transformer::Context;
+
+/// A UNet: what it predicts (the noise, or `v`) is the scheduler's to know.
+#[derive(Debug)]
+pub struct Unet {
+    /// The architecture.
+    pub config: UnetConfig,
+    /// Handles on every weight and adapter, and the adapters' switch.
+    pub parameters: Parameters,
+    time: TimeEmbedding,
+    conv_in: Conv2d,
+    down: Vec<DownBlock>,
+    mid: MidBlock,
+    up: Vec<UpBlock>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Unet {
+    /// Prepares hidden states for many calls: each cross-attention's keys and values are computed once. Not for training,
+    /// and only as long as weights and adapters stay as they are.
+    ///
+    /// `hidden`: `[B, T, cross_attention_dim]`.
+    pub fn context(&self, hidden: &Tensor) -> Context {
+        let mut context = Context::new(hidden.to_kind(self.parameters.kind));
+        let down = self.down.iter().flat_map(|block| &block.attentions);
+        let up = self.up.iter().flat_map(|block| &block.attentions);
+        for attention in down.chain([&self.mid.attention]).chain(up) {
+            attention.project(&mut context);
+        }
+        context
+    }
+
+    /// What the model predicts for `latents` at `timesteps`.
+    ///
+    /// `latents`: `[B, 4, h, w]`; `timesteps`: `[B]`, int64 or float; `context`: `[B, T, cross_attention_dim]`. Gives
+    /// `[B, 4, h, w]` in fp32.
+    pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> Tensor {
+        self.forward_with(latents, timesteps, &Context::new(context.to_kind(self.parameters.kind)))
+    }
+
+    /// As [`Unet::forward`], for hidden states prepared by [`Unet::context`].
+    pub fn forward_with(&self, latents: &Tensor, timesteps: &Tensor, context: &Context) -> Tensor {
+        let kind = self.parameters.kind;
+        let time = self.time.forward(timesteps, kind);
+        let mut x = self.conv_in.forward(&latents.to_kind(kind));
+        let mut skips = vec![x.shallow_clone()];
+        for block in &self.down {
+            x = block.forward(&x, &time, context, &mut skips);
+        }
+        x = self.mid.forward(&x, &time, context);
+        for block in &self.up {
+            let own = skips.split_off(skips.len().saturating_sub(block.resnets.len()));
+            let size = skips.last().map_or(side(&x), side);
+            x = block.forward(&x, &time, context, own, size);
+        }
+        self.conv_out.forward(&self.norm_out.forward_silu(&x)).to_kind(Kind::Float)
+    }
+}
