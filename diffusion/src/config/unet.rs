@@ -210,7 +210,6 @@ impl UnetConfig {
                 heads: vec![2, 4],
                 cross_attention_dim: 32,
                 use_linear_projection: true,
-                norm_num_groups: 8,
                 ..published
             }),
             _ => None,

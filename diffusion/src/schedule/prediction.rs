@@ -1,6 +1,10 @@
 //! What a diffusion model's output means, and how the three meanings convert.
 
+use std::str::FromStr;
+
 use tch::{Kind, Tensor};
+
+use crate::{Error, Result};
 
 /// What the model predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +28,17 @@ impl PredictionType {
             Self::Velocity => "v_prediction",
             Self::Sample => "sample",
         }
+    }
+}
+
+impl FromStr for PredictionType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::usage(format!("unknown prediction type `{text}`, want one of {names}"))
+        })
     }
 }
 

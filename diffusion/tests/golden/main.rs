@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
 
 mod fixture;
+mod models;
+mod refused;
 mod samplers;
 mod tokenizer;
