@@ -151,7 +151,7 @@ def main() -> None:
         stored[f"{name}.latents"] = pipe(**call, latents=start.clone(), output_type="latent")[0]
         images = pipe(**call, latents=start.clone(), output_type="pil")[0]
         stored[f"{name}.images"] = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-        cases.append({"name": name, "sampler": sampler, "keys": keys, "guidance_scale": scale})
+        cases.append({"name": name, "sampler": sampler, "scheduler": SCHEDULER | keys, "guidance_scale": scale})
         spread = (stored[f"{name}.latents"].std(), stored[f"{name}.images"].float().std())
         print(name, *(f"{float(value):.3f}" for value in spread))
     save_file({name: value.contiguous().clone() for name, value in stored.items()}, FOLDER / "pipeline.safetensors")
