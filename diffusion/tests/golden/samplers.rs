@@ -23,7 +23,7 @@ fn single(values: impl IntoIterator<Item = f64>) -> Vec<f32> {
 
 /// Sigmas reach 4,096: within `tolerance` of a value above 1, relative.
 #[track_caller]
-fn assert_close_for_its_size(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+pub(crate) fn assert_close_for_its_size(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}: {got:?}, want {want:?}");
     let scale: Vec<f32> = want.iter().map(|value| value.abs().max(1.0)).collect();
     let scaled = |values: &[f32]| values.iter().zip(&scale).map(|(value, scale)| value / scale).collect::<Vec<f32>>();
