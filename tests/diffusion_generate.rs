@@ -6,7 +6,7 @@ use parquet::{
 };
 use serde_json::Value;
 
-use crate::harness::Workspace;
+use crate::{harness::Workspace, tensors};
 
 pub(crate) const TINY: &str = "diffusion generate --model random:sd-tiny --device cpu --steps 3";
 
@@ -152,5 +152,31 @@ fn a_size_of_ones_own_and_tiles() {
     for run in ["whole", "tiles"] {
         let picture = pixels(&work, &format!("{run}/images/00000-0.png"));
         assert_eq!((picture.width(), picture.height()), (136, 72));
+    }
+}
+
+/// Prompts to PNG files, as `StableDiffusionPipeline` of diffusers made them from the same folder and latents.
+#[test]
+fn images_are_those_of_diffusers() {
+    let work = Workspace::new();
+    let fixture = work.bytes("golden/pipeline/pipeline.safetensors");
+    let (shape, start) = tensors::tensor(&fixture, "start");
+    work.write("latents.safetensors", tensors::file(&[("latents".to_owned(), "F32", shape, start.to_vec())]));
+    work.run(
+        "diffusion generate --model golden/pipeline/model --device cpu --latents latents.safetensors --steps 10 \
+         --prompt 'a red house by the sea' --prompt 'Two cats, café & rain 雨' --negative-prompt blurry \
+         --height 16 --width 16 --save-final-latents final.safetensors --output out",
+    )
+    .succeeds();
+    let written = work.bytes("final.safetensors");
+    let [got, want] = [(&written, "latents"), (&fixture, "ddim.latents")]
+        .map(|(file, name)| tensors::floats(tensors::tensor(file, name).1));
+    let error = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+    let largest = want.iter().map(|value| value.abs()).fold(0.0, f32::max);
+    assert!(got.len() == want.len() && error <= 1e-4 * largest.max(1.0), "latents are {error} apart");
+    let images = tensors::tensor(&fixture, "ddim.images").1;
+    for (index, want) in images.chunks(16 * 16 * 3).enumerate() {
+        let got = pixels(&work, &format!("out/images/0000{index}-0.png")).into_raw();
+        assert!(got.len() == want.len() && got.iter().zip(want).all(|(got, want)| got.abs_diff(*want) <= 1), "{index}");
     }
 }

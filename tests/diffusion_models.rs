@@ -1,10 +1,9 @@
 //! `diffusion verify` and `diffusion export`.
 
-use serde_json::json;
-
 use crate::{
     diffusion_generate::{TINY, pixels},
     harness::Workspace,
+    tensors,
 };
 
 #[test]
@@ -31,20 +30,17 @@ fn verify_says_that_our_models_are_theirs() {
 
 /// A LoRA of rank 2 for two layers of `random:sd-tiny`, in PEFT's keys.
 fn write_lora(work: &Workspace, name: &str) {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    let mut parts = Vec::new();
     for layer in [
         "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v",
         "text_encoder.text_model.encoder.layers.1.self_attn.v_proj",
     ] {
-        for (part, shape) in [("lora_A", [2, 32]), ("lora_B", [32, 2])] {
-            let start = data.len();
-            data.extend((0..64_u8).flat_map(|index| (f32::from(index % 7) - 3.0).to_le_bytes()));
-            let tensor = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
-            header.insert(format!("{layer}.{part}.weight"), tensor);
+        for (part, shape) in [("lora_A", vec![2, 32]), ("lora_B", vec![32, 2])] {
+            let bytes = (0..64_u8).flat_map(|index| (f32::from(index % 7) - 3.0).to_le_bytes()).collect();
+            parts.push((format!("{layer}.{part}.weight"), "F32", shape, bytes));
         }
     }
-    let header = serde_json::Value::Object(header).to_string();
-    work.write(name, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat());
+    work.write(name, tensors::file(&parts));
 }
 
 /// The largest difference in levels.

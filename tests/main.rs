@@ -25,4 +25,6 @@ mod interrupted;
 mod same_losses;
 #[cfg(feature = "torch")]
 mod shuffled_labels;
+#[cfg(feature = "torch")]
+mod tensors;
 mod triplets;
