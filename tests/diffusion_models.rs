@@ -31,12 +31,12 @@ fn verify_says_that_our_models_are_theirs() {
 /// A LoRA of rank 2 for two layers of `random:sd-tiny`, in PEFT's keys.
 fn write_lora(work: &Workspace, name: &str) {
     let mut parts = Vec::new();
-    for layer in [
-        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v",
-        "text_encoder.text_model.encoder.layers.1.self_attn.v_proj",
+    for (layer, width) in [
+        ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v", 64),
+        ("text_encoder.text_model.encoder.layers.1.self_attn.v_proj", 32),
     ] {
-        for (part, shape) in [("lora_A", vec![2, 32]), ("lora_B", vec![32, 2])] {
-            let bytes = (0..64_u8).flat_map(|index| (f32::from(index % 7) - 3.0).to_le_bytes()).collect();
+        for (part, shape) in [("lora_A", vec![2, width]), ("lora_B", vec![width, 2])] {
+            let bytes = (0..2 * width as u8).flat_map(|index| (f32::from(index % 7) - 3.0).to_le_bytes()).collect();
             parts.push((format!("{layer}.{part}.weight"), "F32", shape, bytes));
         }
     }

@@ -1,9 +1,12 @@
 //! This crate beside diffusers-rs with the same weights: values, and the gradient of every parameter. Both layouts that
 //! diffusers-rs knows are tried small: transformers in all levels but the coarsest, 1×1 convolutions (SD 1) or linear layers
 //! (SD 2) around them, as many heads in every level (SD 1) or as many channels a head (SD 2). Its residual blocks have 32
-//! groups whatever the config says, so these have too.
+//! groups whatever the config says, so these have too, and at least two channels a group: with one, what is added to a whole
+//! channel has no effect, and its gradient is rounding alone.
 #![cfg(feature = "reference")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
+
+use std::sync::Mutex;
 
 use diffusion::{
     config::{UnetConfig, VaeConfig},
@@ -15,10 +18,13 @@ use diffusion::{
 };
 use tch::{Kind, Tensor};
 
+/// diffusers-rs draws from libtorch's one generator, when it builds a model and when it samples.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
 fn unets() -> [(&'static str, UnetConfig); 2] {
     let tiny = UnetConfig::preset("sd-tiny").unwrap();
     let three_levels = UnetConfig {
-        block_out_channels: vec![32, 32, 64],
+        block_out_channels: vec![64, 64, 96],
         down_attention: vec![true, true, false],
         up_attention: vec![false, true, true],
         layers_per_block: 2,
@@ -37,6 +43,7 @@ fn apart(ours: &Tensor, theirs: &Tensor) -> f64 {
 
 #[test]
 fn the_unet_and_its_gradients_are_those_of_diffusers_rs() {
+    let _alone = GENERATOR.lock().unwrap();
     for (name, config) in unets() {
         let ours = Unet::new(&config, Weights::random(1).trained(true)).unwrap();
         let theirs = reference::unet(&config, &ours.parameters).unwrap();
@@ -66,6 +73,7 @@ fn the_unet_and_its_gradients_are_those_of_diffusers_rs() {
 fn the_vae_is_that_of_diffusers_rs() {
     let tiny = VaeConfig::preset("sd-tiny").unwrap();
     let deeper = VaeConfig { block_out_channels: vec![8, 16, 24], layers_per_block: 2, ..tiny.clone() };
+    let _alone = GENERATOR.lock().unwrap();
     for config in [tiny, deeper] {
         let ours = Vae::new(&config, Weights::random(1)).unwrap();
         let theirs = reference::vae(&config, &ours.parameters).unwrap();

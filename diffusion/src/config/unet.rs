@@ -203,7 +203,7 @@ impl UnetConfig {
             }),
             "sd-tiny" => Some(Self {
                 sample_size: 8,
-                block_out_channels: vec![32, 64],
+                block_out_channels: vec![64, 96],
                 down_attention: vec![true, false],
                 up_attention: vec![false, true],
                 layers_per_block: 1,
