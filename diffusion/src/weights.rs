@@ -1,10 +1,7 @@
 //! Strict weights: layers are constructed from the tensors of a checkpoint under diffusers' own key names. What is missing,
 //! mis-shaped or left over is one error at the end. Nothing is ever initialised and then overwritten.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-};
+use std::{collections::BTreeMap, ops::Range};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -253,8 +250,7 @@ impl Weights {
         if problems.is_empty() {
             return Ok(Parameters { device, kind, ..taken });
         }
-        let shown: BTreeSet<_> = problems.iter().take(5).map(String::as_str).collect();
-        let shown = shown.into_iter().collect::<Vec<_>>().join("; ");
+        let shown = problems.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("; ");
         let more = problems.len().saturating_sub(5);
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
         Err(Error::data(format!("{label}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len()))

@@ -117,7 +117,7 @@ fn adapters_equal_their_merged_weights_and_can_be_switched_off() {
     for (name, Adapter { down, up, scale }) in &adapted.parameters.adapted {
         let weight = &merged.parameters.tensors[&format!("{name}.weight")];
         let update = (up.flatten(1, -1).matmul(&down.flatten(1, -1)) * *scale).reshape(weight.size());
-        tch::no_grad(|| weight.shallow_clone().g_add_(&update));
+        let _ = tch::no_grad(|| weight.shallow_clone().g_add_(&update));
     }
     let expected = expected("unet_sd1");
     let [latents, timesteps, context] = inputs(&expected, "oblong");
