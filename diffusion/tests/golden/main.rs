@@ -2,5 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
 
 mod fixture;
+mod folders;
+mod lora;
 mod samplers;
+mod single_file;
 mod tokenizer;
