@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
 
 mod fixture;
+mod folders;
+mod lora;
 mod models;
 mod pipeline;
 mod refused;
 mod samplers;
+mod single_file;
 mod tokenizer;
