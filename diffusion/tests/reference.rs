@@ -82,10 +82,10 @@ fn the_vae_is_that_of_diffusers_rs() {
             let (wanted, noise) = reference::vae_sample(&theirs.model, &pixels, 5).unwrap();
             let (mean, log_variance) = ours.encode(&pixels);
             let error = apart(&(mean + (log_variance * 0.5).exp() * noise), &wanted);
-            assert!(error < 1e-5, "encoder: {error:e}");
+            assert!(error < 1e-5, "encoder {:?}: {error:e}", config.block_out_channels);
             let latents = normal(3, "latents", &[2, 4, 4, 6]);
             let error = apart(&ours.decode(&latents), &theirs.model.decode(&latents));
-            assert!(error < 1e-5, "decoder: {error:e}");
+            assert!(error < 1e-5, "decoder {:?}: {error:e}", config.block_out_channels);
         });
     }
 }

@@ -146,8 +146,10 @@ pub fn vae_sample(reference: &AutoEncoderKL, pixels: &Tensor, seed: i64) -> Resu
         tch::manual_seed(seed);
         distribution.sample()
     })?;
+    // Laid out as the mean there, which is half of a tensor: the generator's order depends on it.
+    let mean = Tensor::cat(&[&sample, &sample], 1).chunk(2, 1).swap_remove(0);
     tch::manual_seed(seed);
-    let noise = Tensor::randn(sample.size(), (Kind::Float, sample.device()));
+    let noise = mean.randn_like();
     Ok((sample, noise))
 }
 
