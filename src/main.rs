@@ -14,7 +14,7 @@ use std::{panic::catch_unwind, process::ExitCode};
 
 use clap::Parser;
 
-use cli::{Cli, Command, RewardCommand, with_kebab_flags};
+use cli::{Cli, Command, DiffusionCommand, RewardCommand, with_kebab_flags};
 
 fn main() -> ExitCode {
     // libtorch reports errors by panicking; what reaches the user is our error line, not the panic's own output.
@@ -34,6 +34,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             RewardCommand::Validate(arguments) => commands::validate::run(&arguments),
             RewardCommand::Score(arguments) => commands::score::run(&arguments),
             RewardCommand::Export(arguments) => commands::export::run(&arguments),
+        },
+        Command::Diffusion(command) => match *command {
+            DiffusionCommand::Generate(arguments) => commands::diffusion::generate::run(&arguments),
+            DiffusionCommand::Export(arguments) => commands::diffusion::export::run(&arguments),
+            DiffusionCommand::Verify(arguments) => commands::diffusion::verify::run(&arguments),
         },
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),

@@ -100,6 +100,11 @@ impl Observer for Progress {
                 validation.mean_gap,
                 if *best { ", best so far" } else { "" },
             )),
+            Event::Generating { done, total, step, steps, images_per_second } => {
+                let step = if *step > 0 { format!("step {step}/{steps}, ") } else { String::new() };
+                let message = format!("{step}{images_per_second:.3} images/s");
+                self.advance("images", *done, *total, &message);
+            }
             Event::Saved(path) => self.line(&format!("saved {}", path.display())),
         }
     }

@@ -12,6 +12,10 @@ fn help_of_every_command_works_and_shows_examples() {
         ("reward validate", "social-reward reward validate V.parquet --checkout-path"),
         ("reward score", "social-reward reward score --model OUT/best"),
         ("reward export", "social-reward reward export --model"),
+        ("diffusion", "verify"),
+        ("diffusion generate", "social-reward diffusion generate --model random:sd-tiny --prompt"),
+        ("diffusion export", "social-reward diffusion export --lora pytorch_lora_weights.safetensors --format kohya"),
+        ("diffusion verify", "social-reward diffusion verify --model stable-diffusion-2-1-base"),
         ("demo", "--data-only"),
         ("doctor", "--json"),
     ] {

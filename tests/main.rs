@@ -8,6 +8,14 @@ mod bad_models;
 mod bad_settings;
 mod bad_tables;
 mod commands;
+#[cfg(feature = "torch")]
+mod diffusion_bad;
+#[cfg(feature = "torch")]
+mod diffusion_generate;
+#[cfg(feature = "torch")]
+mod diffusion_interrupted;
+#[cfg(feature = "torch")]
+mod diffusion_models;
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build does not train"))]
 mod harness;
 mod help;
@@ -17,4 +25,6 @@ mod interrupted;
 mod same_losses;
 #[cfg(feature = "torch")]
 mod shuffled_labels;
+#[cfg(feature = "torch")]
+mod tensors;
 mod triplets;

@@ -4,11 +4,27 @@
 
 mod attention;
 pub mod config;
+pub mod export;
+pub mod folder;
+pub mod generate;
+mod hub;
 pub mod layer;
+pub mod lora;
+pub mod noise;
+pub mod pipeline;
+pub mod prompts;
 mod residual;
+pub mod sample;
+pub mod save;
+pub mod schedule;
+pub mod single_file;
+pub mod source;
 pub mod text;
+pub mod tokenizer;
 pub mod unet;
 pub mod vae;
+#[cfg(feature = "reference")]
+pub mod verify;
 pub mod weights;
 
 pub use reward::{Error, ErrorKind, Result};

@@ -38,6 +38,7 @@ pub struct Weights {
 
 enum Source {
     Random { seed: u64 },
+    Shapes,
     Files { label: String, files: Vec<TensorFile>, place: BTreeMap<String, Stored> },
 }
 
@@ -84,6 +85,11 @@ impl Weights {
     /// Seeded random values of a realistic scale. A tensor's values depend on its key, its shape and `seed` only.
     pub fn random(seed: u64) -> Self {
         Self::new(Source::Random { seed })
+    }
+
+    /// Zeros that take no memory: a model built of them tells its keys and shapes, and computes nothing.
+    pub fn shapes() -> Self {
+        Self::new(Source::Shapes)
     }
 
     fn new(source: Source) -> Self {
@@ -147,6 +153,11 @@ impl Weights {
         let kind = if self.trained { Kind::Float } else { self.kind };
         let read = match &mut self.source {
             Source::Random { seed } => Ok(random(*seed, key, shape)),
+            Source::Shapes => {
+                let zero = Tensor::zeros([1], (kind, self.device)).expand(shape, false);
+                self.taken.tensors.insert(key.to_owned(), zero.shallow_clone());
+                return zero;
+            }
             Source::Files { files, place, .. } => match place.remove(key) {
                 Some(stored) => read(&files[stored.file], &stored, shape),
                 None => Err(format!("`{key}` is missing")),
@@ -228,7 +239,7 @@ impl Weights {
     pub fn finish(self) -> Result<Parameters> {
         let Self { source, device, kind, trained: _, adapters, taken, mut problems } = self;
         let label = match source {
-            Source::Random { .. } => "random weights".to_owned(),
+            Source::Random { .. } | Source::Shapes => "random weights".to_owned(),
             Source::Files { label, files: _, place } => {
                 problems.extend(place.keys().map(|key| format!("`{key}` is unexpected")));
                 label

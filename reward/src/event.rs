@@ -32,6 +32,19 @@ pub enum Event<'a> {
         /// Whether this is the best accuracy so far.
         best: bool,
     },
+    /// Images are being made.
+    Generating {
+        /// Images that are on disk.
+        done: usize,
+        /// Images of the whole run.
+        total: usize,
+        /// Denoising steps of the batch under way that are done.
+        step: usize,
+        /// Denoising steps of a batch.
+        steps: usize,
+        /// Since the start of this process, counting the batch under way by its steps.
+        images_per_second: f64,
+    },
     /// A checkpoint is complete on disk.
     Saved(&'a Path),
 }

@@ -1,5 +1,6 @@
 //! One file a command.
 
+pub(crate) mod diffusion;
 pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod score;

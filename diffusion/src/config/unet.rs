@@ -203,14 +203,13 @@ impl UnetConfig {
             }),
             "sd-tiny" => Some(Self {
                 sample_size: 8,
-                block_out_channels: vec![32, 64],
+                block_out_channels: vec![64, 96],
                 down_attention: vec![true, false],
                 up_attention: vec![false, true],
                 layers_per_block: 1,
                 heads: vec![2, 4],
                 cross_attention_dim: 32,
                 use_linear_projection: true,
-                norm_num_groups: 8,
                 ..published
             }),
             _ => None,

@@ -40,6 +40,10 @@ impl Fixture {
         tensors.tensor(name).unwrap().data().as_chunks().0.iter().copied().map(i64::from_le_bytes).collect()
     }
 
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        self.tensors().tensor(name).unwrap().data().to_vec()
+    }
+
     /// An fp32 tensor of libtorch.
     pub(crate) fn torch(&self, name: &str) -> Tensor {
         Tensor::from_slice(&self.floats(name)).reshape(self.shape(name))

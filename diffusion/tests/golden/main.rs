@@ -3,4 +3,7 @@
 
 mod fixture;
 mod models;
+mod pipeline;
 mod refused;
+mod samplers;
+mod tokenizer;

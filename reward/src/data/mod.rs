@@ -6,5 +6,6 @@ pub mod image;
 pub mod loader;
 pub mod manifest;
 pub mod preflight;
+pub mod prompts;
 pub mod source;
 pub mod triplets;

@@ -18,19 +18,21 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates the folder and takes its lock, which the kernel releases when the process ends, however it ends.
+    /// Creates the folder and takes its lock, which the kernel releases when the process ends, however it ends. `flag` is
+    /// the one that names the folder, for messages.
     ///
     /// # Errors
     /// Not a folder, not writable, or another process is running there.
-    pub fn claim(path: &Path) -> Result<Self> {
+    pub fn claim(path: &Path, flag: &str) -> Result<Self> {
         fs_err::create_dir_all(path).map_err(|error| {
-            Error::data(format!("save folder: {error}")).hint("give a --save-folder that you may write to")
+            Error::data(format!("{}: {error}", flag.replace('-', " ")))
+                .hint(format!("give a --{flag} that you may write to"))
         })?;
         let lock_path = path.join(".lock");
         let options = fs_err::OpenOptions::new().create(true).truncate(false).read(true).write(true).clone();
         let mut lock = options.open(&lock_path).map_err(|error| {
-            Error::data(format!("save folder {} is not writable: {error}", path.display()))
-                .hint("give a --save-folder that you may write to")
+            Error::data(format!("{} {} is not writable: {error}", flag.replace('-', " "), path.display()))
+                .hint(format!("give a --{flag} that you may write to"))
         })?;
         match lock.file().try_lock() {
             Ok(()) => {}
@@ -41,7 +43,7 @@ impl RunFolder {
                     path.display(),
                     holder.trim()
                 ))
-                .hint("wait for it, or give another --save-folder"));
+                .hint(format!("wait for it, or give another --{flag}")));
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
         }
@@ -78,4 +80,20 @@ impl RunFolder {
         let text = toml::to_string_pretty(config).map_err(|error| Error::data("settings").caused_by(error))?;
         crate::weights::save::replace_file(&self.path.join("config.toml"), |path| Ok(fs_err::write(path, text)?))
     }
+}
+
+/// Names of the settings, outside those in `free`, whose values differ between two runs, in alphabetical order.
+pub fn changed_settings(now: &impl serde::Serialize, then: &impl serde::Serialize, free: &[&str]) -> Vec<String> {
+    fn as_map(settings: &impl serde::Serialize) -> serde_json::Map<String, serde_json::Value> {
+        match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        }
+    }
+    let (now, then) = (as_map(now), as_map(then));
+    let mut names: Vec<String> = now.keys().chain(then.keys()).cloned().collect();
+    names.sort();
+    names.dedup();
+    names.retain(|name| now.get(name) != then.get(name) && !free.contains(&name.as_str()));
+    names
 }

@@ -13,6 +13,7 @@ use crate::{
     device::DeviceName,
     loss::LossName,
     optim::Schedule,
+    run::changed_settings,
 };
 
 /// Kind of the activations and of the weights that are not trained.
@@ -203,21 +204,10 @@ impl TrainConfig {
 
     /// Names of the settings that differ from `earlier` and would make a resumed run another run.
     pub fn changed_since(&self, earlier: &Self) -> Vec<String> {
-        let as_map = |config: &Self| match serde_json::to_value(config) {
-            Ok(serde_json::Value::Object(map)) => map,
-            _ => serde_json::Map::new(),
-        };
-        let (now, then) = (as_map(self), as_map(earlier));
-        let mut names: Vec<String> = now.keys().chain(then.keys()).cloned().collect();
-        names.sort();
-        names.dedup();
+        let mut names = changed_settings(self, earlier, &FREE_ON_RESUME);
         // A constant rate does not know how long the run is.
         let longer = self.schedule == Schedule::Constant && earlier.schedule == Schedule::Constant;
-        names.retain(|name| {
-            now.get(name) != then.get(name)
-                && !FREE_ON_RESUME.contains(&name.as_str())
-                && !(longer && (name == "n_epochs" || name == "max_steps"))
-        });
+        names.retain(|name| !(longer && (name == "n_epochs" || name == "max_steps")));
         names
     }
 }

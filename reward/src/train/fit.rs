@@ -74,7 +74,7 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
         return Err(Error::usage("training_mode and save_folder are missing"));
     };
     let device = config.device.resolve()?;
-    let folder = RunFolder::claim(save_folder)?;
+    let folder = RunFolder::claim(save_folder, "save-folder")?;
     let resumed_from = resume_point(&folder, config, resume)?;
     let options = OpenOptions { activation: config.activation, seed: config.seed, architecture: None };
     let source = Checkpoint::open_base(config.checkout_path.as_deref(), config.model.as_deref(), options)?;

@@ -49,14 +49,16 @@ impl TensorFile {
     /// # Errors
     /// Unreadable or truncated file, a format that is none of the three, a pickle without tensors.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut magic = [0; 4];
+        let mut magic = [0; 9];
         let length = fs_err::metadata(path)?.len();
         if length == 0 {
             return Err(Error::data(format!("{}: empty file, want tensors", path.display())));
         }
-        fs_err::File::open(path)?.read_exact(&mut magic[..length.min(4) as usize])?;
+        fs_err::File::open(path)?.read_exact(&mut magic[..length.min(9) as usize])?;
         match &magic {
-            b"PK\x03\x04" => Self::open_zip(path),
+            // JSON after its length, whose first bytes may look like a pickle's.
+            [.., b'{'] => Self::open_safetensors(path),
+            [b'P', b'K', 3, 4, ..] => Self::open_zip(path),
             // A pickle that is no zip: the format of PyTorch before 1.6.
             [0x80, 2..=5, ..] => {
                 Err(Error::data(format!("{}: a PyTorch file in the format before 1.6", path.display()))
@@ -226,5 +228,23 @@ pub(super) fn floats(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
         Dtype::F16 => Some(parse(bytes).map(f16::from_le_bytes).collect::<Vec<_>>().to_f32_vec()),
         Dtype::BF16 => Some(parse(bytes).map(bf16::from_le_bytes).collect::<Vec<_>>().to_f32_vec()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 640 and 1152 begin with the bytes of a pickle, 80 02 and 80 04.
+    #[test]
+    fn the_length_of_a_safetensors_header_is_no_pickle() {
+        let folder = tempfile::tempdir().unwrap();
+        for length in [640_u64, 1152] {
+            let path = folder.path().join("x.safetensors");
+            let header = r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+            let header = format!("{header:<width$}", width = length as usize);
+            fs_err::write(&path, [&length.to_le_bytes(), header.as_bytes(), &1.5_f32.to_le_bytes()].concat()).unwrap();
+            assert_eq!(TensorFile::open(&path).unwrap().read("x").unwrap(), [1.5]);
+        }
     }
 }

@@ -1,0 +1,101 @@
+//! `diffusion export`: a model as a diffusers folder, adapters merged; a LoRA in the other layout.
+
+use std::path::Path;
+
+use crate::{
+    Error, Result,
+    config::PRESETS,
+    lora::{self, Layers, Lora},
+    save,
+    source::{Source, SourceOptions},
+    text::TextEncoder,
+    unet::Unet,
+    vae::Vae,
+};
+
+/// The layout of a LoRA file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoraFormat {
+    /// PEFT's keys, as `load_lora_weights` reads them.
+    Diffusers,
+    /// kohya's keys, as web UIs read them.
+    Kohya,
+}
+
+/// Writes the LoRA in another layout. Its keys are held against the layers of `model` or, without one, of every published
+/// architecture.
+///
+/// # Errors
+/// Not a LoRA of such a model, or the disk is full or not writable.
+pub fn convert(
+    from: &Path,
+    model: Option<&str>,
+    options: SourceOptions,
+    format: LoraFormat,
+    output: &Path,
+) -> Result<()> {
+    let lora = match model {
+        Some(model) => Lora::open(from, &Source::open(model, options)?.layers()?, 1.0)?,
+        None => for_any_base(from)?,
+    };
+    if let Some(folder) = output.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
+    match format {
+        LoraFormat::Diffusers => lora::diffusers(output, &lora),
+        LoraFormat::Kohya => lora::kohya(output, &lora),
+    }
+}
+
+/// Reads a LoRA whose base is not named.
+fn for_any_base(path: &Path) -> Result<Lora> {
+    let layers = |preset: &str| -> Result<Layers> {
+        Source::open(&format!("random:{preset}"), SourceOptions::default())?.layers()
+    };
+    let mut first = None;
+    for preset in PRESETS.iter().rev() {
+        match Lora::open(path, &layers(preset)?, 1.0) {
+            Ok(lora) => return Ok(lora),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    let first = first.map(|error| error.to_string()).unwrap_or_default();
+    Err(Error::data(format!("{first} (nor for any other published base)"))
+        .hint("--model names the base that it was trained on"))
+}
+
+/// Writes the model as a folder that `StableDiffusionPipeline.from_pretrained` opens, with a LoRA at `scale` merged into its
+/// weights, in fp32.
+///
+/// # Errors
+/// The model or the LoRA does not load, there is something at `output`, or the disk is full or not writable.
+pub fn folder(
+    model: &str,
+    options: SourceOptions,
+    lora: Option<(&Path, f64)>,
+    precision: save::Precision,
+    output: &Path,
+) -> Result<()> {
+    let source = Source::open(model, options)?;
+    let lora = match lora {
+        Some((path, scale)) => Lora::open(path, &source.layers()?, scale)?,
+        None => Lora::default(),
+    };
+    let (config, weights) = source.text_encoder()?;
+    let text_encoder = TextEncoder::new(&config, weights)?;
+    lora::merge(&text_encoder.parameters, &lora.text)?;
+    let (config, weights) = source.unet()?;
+    let unet = Unet::new(&config, weights)?;
+    lora::merge(&unet.parameters, &lora.unet)?;
+    let (config, weights) = source.vae()?;
+    let vae = Vae::new(&config, weights)?;
+    let (tokenizer, scheduler) = (source.tokenizer()?, source.scheduler()?);
+    let pipeline = save::Pipeline {
+        unet: &unet,
+        vae: &vae,
+        text_encoder: &text_encoder,
+        tokenizer: &tokenizer,
+        scheduler: &scheduler,
+    };
+    save::folder(output, &pipeline, precision)
+}

@@ -1,0 +1,166 @@
+//! A diffusers folder: `model_index.json`, a sub-folder per model with its `config.json` and weights, `tokenizer/` and
+//! `scheduler/`.
+//!
+//! `safety_checker` and `feature_extractor` are not read. Weights may be fp32 or an `fp16` variant, in one file or sharded,
+//! safetensors or PyTorch's `.bin` (of which nothing is executed).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use reward::weights::file::TensorFile;
+use serde_json::Value;
+
+use crate::{Error, Result, config::other_family, weights::Stored};
+
+/// Pipelines that are made of the models this crate has.
+const PIPELINES: [&str; 3] =
+    ["StableDiffusionPipeline", "StableDiffusionPipelineSafe", "StableDiffusionImg2ImgPipeline"];
+
+/// A model with weights of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Component {
+    /// `unet/`.
+    Unet,
+    /// `vae/`.
+    Vae,
+    /// `text_encoder/`.
+    TextEncoder,
+}
+
+impl Component {
+    /// Its folder.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::Vae => "vae",
+            Self::TextEncoder => "text_encoder",
+        }
+    }
+
+    /// Names its weights may have, best first: full precision before `fp16`, safetensors before pickles.
+    pub(crate) fn weight_files(self) -> [&'static str; 13] {
+        match self {
+            Self::Unet | Self::Vae => [
+                "diffusion_pytorch_model.safetensors",
+                "diffusion_pytorch_model.safetensors.index.json",
+                "diffusion_pytorch_model.bin",
+                "diffusion_pytorch_model.bin.index.json",
+                "diffusion_pytorch_model.fp16.safetensors",
+                "diffusion_pytorch_model.safetensors.index.fp16.json",
+                "diffusion_pytorch_model.fp16.safetensors.index.json",
+                "diffusion_pytorch_model.fp16.bin",
+                "diffusion_pytorch_model.bin.index.fp16.json",
+                "model.safetensors",
+                "model.fp16.safetensors",
+                "pytorch_model.bin",
+                "pytorch_model.fp16.bin",
+            ],
+            Self::TextEncoder => [
+                "model.safetensors",
+                "model.safetensors.index.json",
+                "pytorch_model.bin",
+                "pytorch_model.bin.index.json",
+                "model.fp16.safetensors",
+                "model.safetensors.index.fp16.json",
+                "model.fp16.safetensors.index.json",
+                "pytorch_model.fp16.bin",
+                "pytorch_model.bin.index.fp16.json",
+                "diffusion_pytorch_model.safetensors",
+                "diffusion_pytorch_model.fp16.safetensors",
+                "diffusion_pytorch_model.bin",
+                "diffusion_pytorch_model.fp16.bin",
+            ],
+        }
+    }
+}
+
+/// Checks that the folder is a pipeline of Stable Diffusion 1.x or 2.x.
+///
+/// # Errors
+/// No `model_index.json`, or another architecture (named).
+pub fn check(folder: &Path) -> Result<()> {
+    let path = folder.join("model_index.json");
+    if !path.is_file() {
+        return Err(Error::data(format!("{}: no such file", path.display())).hint(
+            "a diffusers folder holds model_index.json and the folders unet, vae, text_encoder, tokenizer, scheduler",
+        ));
+    }
+    let index = json(&path)?;
+    let class = index["_class_name"].as_str().unwrap_or_default();
+    if PIPELINES.contains(&class) {
+        return Ok(());
+    }
+    let family = other_family(class).map_or(String::new(), |family| format!(" ({family})"));
+    Err(Error::data(format!("{}: `{class}`{family} is not supported, want StableDiffusionPipeline", path.display()))
+        .hint("Stable Diffusion 1.x and 2.x are supported"))
+}
+
+/// `config.json` of a model.
+///
+/// # Errors
+/// It is missing (named) or not JSON.
+pub fn config(folder: &Path, component: Component) -> Result<Value> {
+    json(&folder.join(component.folder()).join("config.json"))
+}
+
+/// The text of `scheduler/scheduler_config.json`.
+///
+/// # Errors
+/// It is missing (named).
+pub fn scheduler(folder: &Path) -> Result<String> {
+    let path = folder.join("scheduler/scheduler_config.json");
+    if !path.is_file() {
+        return Err(Error::data(format!("{}: no such file", path.display())));
+    }
+    Ok(fs_err::read_to_string(path)?)
+}
+
+/// The files that hold the weights of a model, opened, and where its keys are.
+///
+/// # Errors
+/// No weights in the folder (the name wanted is said), a shard that is missing, a truncated file.
+pub fn weights(folder: &Path, component: Component) -> Result<(Vec<TensorFile>, BTreeMap<String, Stored>)> {
+    let mut files = Vec::new();
+    let mut place = BTreeMap::new();
+    for (index, path) in weight_paths(&folder.join(component.folder()), component)?.iter().enumerate() {
+        let file = TensorFile::open(path)?;
+        for name in file.shapes().keys() {
+            place.insert(name.clone(), Stored { file: index, name: name.clone(), rows: None });
+        }
+        files.push(file);
+    }
+    Ok((files, place))
+}
+
+/// The weight files of a model, in one piece or in shards.
+fn weight_paths(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
+    let names = component.weight_files();
+    let Some(name) = names.iter().find(|name| folder.join(name).is_file()) else {
+        return Err(Error::data(format!("{}: no such file", folder.join(names[0]).display()))
+            .hint("also looked for fp16 variants, sharded files with their index, and .bin files"));
+    };
+    let path = folder.join(name);
+    if !name.ends_with(".json") {
+        return Ok(vec![path]);
+    }
+    let index = json(&path)?;
+    let shards = index["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
+    let shards: BTreeSet<_> = shards.map(|file| folder.join(file)).collect();
+    if shards.is_empty() {
+        return Err(Error::data(format!("{}: no `weight_map`, want the file of every tensor", path.display())));
+    }
+    match shards.iter().find(|shard| !shard.is_file()) {
+        Some(shard) => Err(Error::data(format!("{}: no such file, named by {name}", shard.display()))),
+        None => Ok(shards.into_iter().collect()),
+    }
+}
+
+fn json(path: &Path) -> Result<Value> {
+    if !path.is_file() {
+        return Err(Error::data(format!("{}: no such file", path.display())));
+    }
+    serde_json::from_str(&fs_err::read_to_string(path)?)
+        .map_err(|error| Error::data(format!("{}: not JSON", path.display())).caused_by(error))
+}

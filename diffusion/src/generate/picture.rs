@@ -1,0 +1,149 @@
+//! PNG files that say how they were made: a `parameters` chunk as web UIs write and read it, and the same as JSON.
+
+use std::{io::BufReader, path::Path};
+
+use reward::weights::save::replace_file;
+use serde_json::{Value, json};
+
+use super::{GenerateConfig, plan::PlannedImage};
+use crate::{Error, Result, schedule::SamplerName};
+
+/// Keyword of the JSON chunk.
+const JSON_CHUNK: &str = "social-reward";
+
+/// 8-bit RGB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+    /// Rows of RGB triples, top to bottom.
+    pub rgb: Vec<u8>,
+}
+
+/// The settings of an image as JSON: what `images.parquet` has in its row, and the model.
+pub fn settings(config: &GenerateConfig, image: &PlannedImage, prompt: &str, size: (u32, u32)) -> Value {
+    json!({
+        "prompt": prompt,
+        "negative_prompt": config.negative_prompt,
+        "prompt_index": image.prompt_index,
+        "index": image.index,
+        "seed": image.seed,
+        "model": config.model,
+        "steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "scheduler": config.scheduler.to_string(),
+        "eta": config.eta,
+        "width": size.0,
+        "height": size.1,
+        "precision": config.precision,
+        "lora": config.lora,
+        "lora_scale": config.lora_scale,
+        "latents": config.latents,
+        "version": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// The settings of an image as AUTOMATIC1111's web UI writes them: prompt, negative prompt, a line of `Name: value`.
+fn parameters(config: &GenerateConfig, image: &PlannedImage, prompt: &str, size: (u32, u32)) -> String {
+    let sampler = match config.scheduler {
+        SamplerName::Ddim => "DDIM",
+        SamplerName::Dpmpp2m => "DPM++ 2M",
+        SamplerName::Euler => "Euler",
+        SamplerName::EulerA => "Euler a",
+    };
+    let negative = match config.negative_prompt.as_str() {
+        "" => String::new(),
+        text => format!("\nNegative prompt: {text}"),
+    };
+    let model = config.model.as_deref().unwrap_or_default().trim_end_matches('/');
+    let model = model.rsplit('/').next().unwrap_or(model);
+    let model = [".safetensors", ".ckpt"].iter().find_map(|end| model.strip_suffix(end)).unwrap_or(model);
+    let (width, height) = size;
+    format!(
+        "{prompt}{negative}\nSteps: {}, Sampler: {sampler}, CFG scale: {}, Seed: {}, Size: {width}x{height}, Model: {model}",
+        config.steps, config.guidance_scale, image.seed
+    )
+}
+
+/// Writes the image with its settings; a file of that name is either the old or the new one, never half.
+///
+/// # Errors
+/// The disk is full or not writable.
+pub fn write(
+    path: &Path,
+    picture: &Picture,
+    config: &GenerateConfig,
+    image: &PlannedImage,
+    prompt: &str,
+) -> Result<()> {
+    let failed =
+        |error: png::EncodingError| Error::data(format!("{}: cannot be written", path.display())).caused_by(error);
+    let Picture { width, height, rgb } = picture;
+    let size = (*width, *height);
+    let json = settings(config, image, prompt, size).to_string();
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, *width, *height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    for (keyword, text) in [("parameters", parameters(config, image, prompt, size)), (JSON_CHUNK, json)] {
+        let (keyword, latin1) = (keyword.to_owned(), text.chars().all(|letter| u32::from(letter) < 256));
+        // As Pillow: tEXt holds Latin-1, iTXt the rest.
+        if latin1 { encoder.add_text_chunk(keyword, text) } else { encoder.add_itxt_chunk(keyword, text) }
+            .map_err(failed)?;
+    }
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(rgb).map_err(failed)?;
+    writer.finish().map_err(failed)?;
+    replace_file(path, |partial| Ok(fs_err::write(partial, &bytes)?))
+}
+
+/// Prompt and seed that a PNG says it was made from; `None` if it says nothing.
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn origin(path: &Path) -> Result<Option<(String, u64)>> {
+    let file = BufReader::new(fs_err::File::open(path)?);
+    let Ok(reader) = png::Decoder::new(file).read_info() else { return Ok(None) };
+    let info = reader.info();
+    let latin1 = info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.as_str(), Some(chunk.text.clone())));
+    let utf8 = info.utf8_text.iter().map(|chunk| (chunk.keyword.as_str(), chunk.get_text().ok()));
+    let text = latin1.chain(utf8).find_map(|(keyword, text)| text.filter(|_| keyword == JSON_CHUNK));
+    let json: Value = text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let prompt = json["prompt"].as_str().map(str::to_owned);
+    Ok(prompt.zip(json["seed"].as_u64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_says_how_it_was_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fox.png");
+        let config = GenerateConfig {
+            model: Some("models/sd15.safetensors".to_owned()),
+            negative_prompt: "blurry".to_owned(),
+            steps: 20,
+            ..GenerateConfig::default()
+        };
+        let image = PlannedImage { number: 0, prompt_index: 0, index: 2, seed: 7 };
+        let picture = Picture { width: 2, height: 1, rgb: vec![255, 0, 0, 1, 2, 3] };
+        for prompt in ["a red fox", "ein roter Füchs", "赤い狐"] {
+            write(&path, &picture, &config, &image, prompt).unwrap();
+            assert_eq!(origin(&path).unwrap(), Some((prompt.to_owned(), 7)));
+            let read = image::open(&path).unwrap().into_rgb8();
+            assert_eq!((read.width(), read.height(), read.into_raw()), (2, 1, picture.rgb.clone()));
+        }
+        write(&path, &picture, &config, &image, "a red fox").unwrap();
+        let bytes = String::from_utf8_lossy(&fs_err::read(&path).unwrap()).into_owned();
+        let wanted = "parameters\0a red fox\nNegative prompt: blurry\nSteps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 7, \
+                      Size: 2x1, Model: sd15";
+        assert!(bytes.contains(wanted), "{bytes}");
+
+        fs_err::write(&path, "no picture").unwrap();
+        assert_eq!(origin(&path).unwrap(), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! Which images a run makes: for each, its prompt, its place and its seed. What is on disk decides what is left.
+
+use std::path::Path;
+
+use super::picture;
+use crate::{Error, Result};
+
+/// One image to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedImage {
+    /// Its place among all images, prompt-major.
+    pub number: usize,
+    /// Index of its prompt.
+    pub prompt_index: usize,
+    /// Counts the images of one prompt, from 0.
+    pub index: usize,
+    /// Its effective seed: the run's plus `index`. The noise depends on it and on the shape only.
+    pub seed: u64,
+}
+
+impl PlannedImage {
+    /// The file, relative to the run's folder.
+    pub fn path(&self) -> String {
+        format!("images/{:05}-{}.png", self.prompt_index, self.index)
+    }
+}
+
+/// All images of a run, prompt-major.
+pub fn all(prompts: usize, images_per_prompt: usize, seed: u64) -> Vec<PlannedImage> {
+    let image = |number: usize| {
+        let (prompt_index, index) = (number.div_euclid(images_per_prompt), number % images_per_prompt);
+        PlannedImage { number, prompt_index, index, seed: seed + index as u64 }
+    };
+    (0..prompts * images_per_prompt).map(image).collect()
+}
+
+/// Whether the image is finished in `folder`. Images are renamed into place, so one that is there is whole.
+///
+/// # Errors
+/// There is a file by its name that is no such image: cut short, or of another prompt or seed.
+pub fn is_finished(folder: &Path, image: &PlannedImage, prompt: &str) -> Result<bool> {
+    let path = folder.join(image.path());
+    if !path.exists() {
+        return Ok(false);
+    }
+    match picture::origin(&path)? {
+        Some((found, seed)) if found == prompt && seed == image.seed => Ok(true),
+        Some((found, seed)) => Err(Error::usage(format!(
+            "{} shows `{found}` with seed {seed}, not `{prompt}` with seed {}: the folder holds another run",
+            path.display(),
+            image.seed
+        ))
+        .hint("give another --output")),
+        None => Err(Error::usage(format!("{} is not an image of this program", path.display()))
+            .hint("remove it, or give another --output")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_prompt_major_and_share_seeds_across_prompts() {
+        let images = all(2, 3, 40);
+        let seen: Vec<_> = images.iter().map(|image| (image.path(), image.seed)).collect();
+        let names = ["00000-0", "00000-1", "00000-2", "00001-0", "00001-1", "00001-2"];
+        let wanted: Vec<_> = names
+            .iter()
+            .zip([40, 41, 42, 40, 41, 42])
+            .map(|(name, seed)| (format!("images/{name}.png"), seed))
+            .collect();
+        assert_eq!(seen, wanted);
+        assert!(images.iter().enumerate().all(|(number, image)| image.number == number));
+    }
+}

@@ -1,0 +1,136 @@
+//! `images.parquet`: a row for every image, prompt-major; paths are relative to the table's folder.
+
+use std::{path::Path, sync::Arc};
+
+use parquet::{
+    data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type},
+    file::{properties::WriterProperties, writer::SerializedFileWriter},
+    schema::parser::parse_message_type,
+};
+use reward::weights::save::replace_file;
+
+use super::{GenerateConfig, plan::PlannedImage};
+use crate::{Error, Result};
+
+/// The values of a column.
+enum Column {
+    Text(Vec<String>),
+    Whole(Vec<i64>),
+    Real(Vec<f64>),
+}
+
+/// Writes the table. `size` is width and height in pixels.
+///
+/// # Errors
+/// The disk is full or not writable.
+pub(super) fn write(
+    path: &Path,
+    config: &GenerateConfig,
+    prompts: &[String],
+    images: &[PlannedImage],
+    size: (u32, u32),
+) -> Result<()> {
+    let columns = columns(config, prompts, images, size);
+    let bytes = encode(&columns)
+        .map_err(|error| Error::data(format!("{}: cannot be written", path.display())).caused_by(error))?;
+    replace_file(path, |partial| Ok(fs_err::write(partial, bytes)?))
+}
+
+fn columns(
+    config: &GenerateConfig,
+    prompts: &[String],
+    images: &[PlannedImage],
+    (width, height): (u32, u32),
+) -> Vec<(&'static str, Column)> {
+    let text = |value: &dyn Fn(&PlannedImage) -> String| Column::Text(images.iter().map(value).collect());
+    let whole = |value: &dyn Fn(&PlannedImage) -> i64| Column::Whole(images.iter().map(value).collect());
+    let same_text = |value: &str| Column::Text(vec![value.to_owned(); images.len()]);
+    let same_whole = |value: usize| Column::Whole(vec![value as i64; images.len()]);
+    let same_real = |value: f64| Column::Real(vec![value; images.len()]);
+    let lora = config.lora.as_ref().map(|path| path.display().to_string());
+    let precision = match config.precision {
+        reward::train::config::Precision::Fp32 => "fp32",
+        reward::train::config::Precision::Bf16 => "bf16",
+    };
+    vec![
+        ("prompt", text(&|image| prompts[image.prompt_index].clone())),
+        ("path", text(&PlannedImage::path)),
+        ("prompt_index", whole(&|image| image.prompt_index as i64)),
+        ("index", whole(&|image| image.index as i64)),
+        ("seed", whole(&|image| image.seed as i64)),
+        ("model", same_text(config.model.as_deref().unwrap_or_default())),
+        ("negative_prompt", same_text(&config.negative_prompt)),
+        ("steps", same_whole(config.steps)),
+        ("guidance_scale", same_real(config.guidance_scale)),
+        ("scheduler", same_text(&config.scheduler.to_string())),
+        ("eta", same_real(config.eta)),
+        ("height", same_whole(height as usize)),
+        ("width", same_whole(width as usize)),
+        ("precision", same_text(precision)),
+        ("lora", same_text(&lora.unwrap_or_default())),
+        ("lora_scale", same_real(config.lora_scale)),
+    ]
+}
+
+fn encode(columns: &[(&str, Column)]) -> Result<Vec<u8>, parquet::errors::ParquetError> {
+    let fields: String = columns
+        .iter()
+        .map(|(name, column)| match column {
+            Column::Text(_) => format!("required binary {name} (STRING); "),
+            Column::Whole(_) => format!("required int64 {name}; "),
+            Column::Real(_) => format!("required double {name}; "),
+        })
+        .collect();
+    let schema = Arc::new(parse_message_type(&format!("message images {{ {fields}}}"))?);
+    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::default()))?;
+    let mut group = file.next_row_group()?;
+    for (_, values) in columns {
+        // The schema has a column for each.
+        let Some(mut column) = group.next_column()? else { break };
+        match values {
+            Column::Text(values) => {
+                let values: Vec<ByteArray> = values.iter().map(|value| value.as_str().into()).collect();
+                column.typed::<ByteArrayType>().write_batch(&values, None, None)?
+            }
+            Column::Whole(values) => column.typed::<Int64Type>().write_batch(values, None, None)?,
+            Column::Real(values) => column.typed::<DoubleType>().write_batch(values, None, None)?,
+        };
+        column.close()?;
+    }
+    group.close()?;
+    file.into_inner()
+}
+
+#[cfg(test)]
+mod tests {
+    use parquet::{file::reader::SerializedFileReader, record::RowAccessor};
+
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_row_for_every_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images.parquet");
+        let prompts = ["a red fox".to_owned(), "owl, \"grey\"".to_owned()];
+        let images = super::super::plan::all(2, 2, 5);
+        write(&path, &GenerateConfig::default(), &prompts, &images, (512, 256)).unwrap();
+        let file = fs_err::File::open(&path).unwrap().into_parts().0;
+        let rows: Vec<_> = SerializedFileReader::new(file).unwrap().into_iter().map(Result::unwrap).collect();
+        let names: Vec<_> = rows[0].get_column_iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names[..5], ["prompt", "path", "prompt_index", "index", "seed"]);
+        let seen: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                (row.get_string(0).unwrap().as_str(), row.get_string(1).unwrap().as_str(), row.get_long(4).unwrap())
+            })
+            .collect();
+        let wanted = [
+            ("a red fox", "images/00000-0.png", 5),
+            ("a red fox", "images/00000-1.png", 6),
+            ("owl, \"grey\"", "images/00001-0.png", 5),
+            ("owl, \"grey\"", "images/00001-1.png", 6),
+        ];
+        assert_eq!(seen, wanted);
+        assert_eq!((rows[3].get_long(11).unwrap(), rows[3].get_long(12).unwrap()), (256, 512), "height, width");
+    }
+}

@@ -1,0 +1,75 @@
+//! Random numbers from counter-based named streams: what a stream yields depends on its seed and its name, never on what was
+//! drawn before, on the device, or on the batch an image is in.
+//!
+//! A stream is ChaCha8 (Bernstein, 2008) under the key blake3(seed, name); normal values are taken from it by the ziggurat
+//! method (`rand_distr::StandardNormal`), on the CPU in fp32, and then moved.
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use tch::Tensor;
+
+/// The stream `name` of `seed`.
+pub fn stream(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut hasher = blake3::Hasher::new_derive_key("social-reward diffusion noise 1");
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(name.as_bytes());
+    ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
+}
+
+/// Standard normal values of one stream, `shape`, fp32, on the CPU.
+pub fn normal(seed: u64, name: &str, shape: &[i64]) -> Tensor {
+    let count = shape.iter().product::<i64>().max(0) as usize;
+    let values: Vec<f32> = StandardNormal.sample_iter(stream(seed, name)).take(count).collect();
+    Tensor::from_slice(&values).reshape(shape)
+}
+
+/// The initial latents of a batch, [B, shape], of unit variance: image i has effective seed `seeds[i]`.
+pub fn initial_latents(seeds: &[u64], shape: [i64; 3]) -> Tensor {
+    batch(seeds, "latents", shape)
+}
+
+/// The noise that stochastic samplers add in step `step`, [B, shape].
+pub fn step_noise(seeds: &[u64], step: usize, shape: [i64; 3]) -> Tensor {
+    batch(seeds, &format!("step/{step}"), shape)
+}
+
+fn batch(seeds: &[u64], name: &str, shape: [i64; 3]) -> Tensor {
+    let images: Vec<Tensor> = seeds.iter().map(|seed| normal(*seed, name, &shape)).collect();
+    Tensor::stack(&images, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor.contiguous().view(-1)).unwrap()
+    }
+
+    /// Images are remembered by their seed: these values must never change.
+    #[test]
+    fn first_values() {
+        assert_eq!(values(&normal(0, "latents", &[4])), [0.45185047, 0.3856868, -1.0767683, 1.0514436]);
+        assert_eq!(values(&step_noise(&[42], 3, [1, 1, 2])), [-0.09734486, -0.7015348]);
+    }
+
+    #[test]
+    fn an_images_noise_does_not_depend_on_its_batch() {
+        let shape = [4, 2, 3];
+        let batch = initial_latents(&[5, 6, 7], shape);
+        assert_eq!(batch.size(), [3, 4, 2, 3]);
+        assert_eq!(values(&batch.get(2)), values(&initial_latents(&[7], shape).get(0)));
+        assert_eq!(values(&batch.get(0)), values(&initial_latents(&[7, 5], shape).get(1)));
+        assert_ne!(values(&batch.get(0)), values(&batch.get(1)));
+        assert_ne!(values(&batch.get(0)), values(&step_noise(&[5], 0, shape).get(0)));
+        assert_ne!(values(&step_noise(&[5], 1, shape)), values(&step_noise(&[5], 0, shape)));
+    }
+
+    #[test]
+    fn values_are_standard_normal() {
+        let sample = normal(1, "test", &[100_000]);
+        let (mean, std) = (sample.mean(tch::Kind::Double).double_value(&[]), sample.std(true).double_value(&[]));
+        assert!(mean.abs() < 0.01 && (std - 1.0).abs() < 0.01, "{mean} {std}");
+    }
+}

@@ -1,0 +1,87 @@
+//! A whole Stable Diffusion: prompts to embeddings, noise to latents, latents to pictures.
+
+use std::{cell::OnceCell, sync::atomic::AtomicBool};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    lora::Lora,
+    sample::{Request, denoise, to_bytes},
+    source::Source,
+    text::TextEncoder,
+    tokenizer::Tokenizer,
+    unet::Unet,
+    vae::{DecodeOptions, Vae},
+};
+
+/// The three models and the tokenizer, on one device. Nothing in it trains.
+pub struct Pipeline {
+    /// Where the models are.
+    pub device: Device,
+    /// What they compute in.
+    pub kind: Kind,
+    tokenizer: Tokenizer,
+    text: TextEncoder,
+    unet: Unet,
+    vae: Vae,
+    decoding: DecodeOptions,
+}
+
+impl Pipeline {
+    /// Reads the models strictly; an adapter that belongs to no layer is an error.
+    ///
+    /// # Errors
+    /// A file that is missing or truncated, tensors that do not fit.
+    pub fn load(source: &Source, lora: Lora, decoding: DecodeOptions, device: Device, kind: Kind) -> Result<Self> {
+        let (config, weights) = source.text_encoder()?;
+        let text = TextEncoder::new(&config, weights.to(device, kind).adapters(lora.text))?;
+        let (config, weights) = source.unet()?;
+        let unet = Unet::new(&config, weights.to(device, kind).adapters(lora.unet))?;
+        let (config, weights) = source.vae()?;
+        let vae = Vae::new(&config, weights.to(device, kind))?;
+        let (hidden, wanted) = (text.config.hidden_size, unet.config.cross_attention_dim);
+        if hidden != wanted {
+            let text = format!("{}: the text encoder is {hidden} wide, the UNet wants {wanted}", source.model());
+            return Err(Error::data(text).hint("are its parts of different models?"));
+        }
+        Ok(Self { device, kind, tokenizer: source.tokenizer()?, text, unet, vae, decoding })
+    }
+
+    /// The prompts' hidden states, `[B, T, width]`, fp32.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn embed(&self, prompts: &[&str]) -> Result<Tensor> {
+        let mut ids = Vec::new();
+        for prompt in prompts {
+            ids.extend(self.tokenizer.encode(prompt)?.ids);
+        }
+        let ids = Tensor::from_slice(&ids).view([prompts.len() as i64, -1]).to_device(self.device);
+        Ok(tch::no_grad(|| self.text.forward(&ids)))
+    }
+
+    /// Denoises a batch to latents `[B, C, h, w]`, fp32, before the division by the VAE's scaling factor. `finished` is told
+    /// the number of steps done.
+    ///
+    /// # Errors
+    /// As [`denoise`].
+    pub fn denoise(&self, request: &Request, stop: &AtomicBool, finished: impl FnMut(usize)) -> Result<Tensor> {
+        // Keys and values of the prompts are the same in every step.
+        let prepared = OnceCell::new();
+        let unet = |latents: &Tensor, timesteps: &Tensor, context: &Tensor| {
+            self.unet.forward_with(latents, timesteps, prepared.get_or_init(|| self.unet.context(context)))
+        };
+        tch::no_grad(|| denoise(unet, request, stop, finished))
+    }
+
+    /// The picture of latents `[C, h, w]` as rows of RGB triples.
+    ///
+    /// # Errors
+    /// Values that are not finite.
+    pub fn decode(&self, latents: &Tensor) -> Result<Vec<u8>> {
+        let latents = latents.unsqueeze(0) / self.vae.config.scaling_factor;
+        let bytes = to_bytes(&tch::no_grad(|| self.vae.decode_with(&latents, self.decoding)), self.kind)?;
+        Vec::try_from(bytes.flatten(0, -1)).map_err(|error| Error::data("pixels").caused_by(error))
+    }
+}

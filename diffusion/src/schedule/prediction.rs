@@ -1,0 +1,131 @@
+//! What a diffusion model's output means, and how the three meanings convert.
+
+use std::str::FromStr;
+
+use tch::{Kind, Tensor};
+
+use crate::{Error, Result};
+
+/// What the model predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PredictionType {
+    /// ε, the noise in its input (SD 1.x, SD 2.1-base).
+    Epsilon,
+    /// v = sqrt(ā) ε − sqrt(1 − ā) x₀ (SD 2.1-768; Salimans and Ho, 2022, arXiv 2202.00512, section 4).
+    Velocity,
+    /// x₀, the clean latents.
+    Sample,
+}
+
+impl PredictionType {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Epsilon, Self::Velocity, Self::Sample];
+
+    /// Its name in `scheduler_config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::Velocity => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
+}
+
+impl FromStr for PredictionType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == text).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::usage(format!("unknown prediction type `{text}`, want one of {names}"))
+        })
+    }
+}
+
+/// A noise level: x = signal · x₀ + noise · ε with signal² + noise² = 1.
+///
+/// One level (0-dimensional) or one per image ([B,1,1,1]). Conversions take and give fp32 [B,C,h,w].
+#[derive(Debug)]
+pub struct Level {
+    /// sqrt(ā).
+    pub signal: Tensor,
+    /// sqrt(1 − ā).
+    pub noise: Tensor,
+}
+
+impl Level {
+    /// The level of one ā.
+    pub fn of(alpha_bar: f64) -> Self {
+        // On the CPU and 0-dimensional: a scalar to every operation, on any device and without a copy.
+        Self { signal: Tensor::from(alpha_bar.sqrt()), noise: Tensor::from((1.0 - alpha_bar).sqrt()) }
+    }
+
+    /// x₀ as `output` for the noisy `x` says it.
+    pub fn original(&self, prediction: PredictionType, output: &Tensor, x: &Tensor) -> Tensor {
+        let (output, x) = (output.to_kind(Kind::Float), x.to_kind(Kind::Float));
+        match prediction {
+            PredictionType::Epsilon => (x - output * &self.noise) / &self.signal,
+            PredictionType::Velocity => x * &self.signal - output * &self.noise,
+            PredictionType::Sample => output,
+        }
+    }
+
+    /// ε as `output` for the noisy `x` says it.
+    pub fn epsilon(&self, prediction: PredictionType, output: &Tensor, x: &Tensor) -> Tensor {
+        let (output, x) = (output.to_kind(Kind::Float), x.to_kind(Kind::Float));
+        match prediction {
+            PredictionType::Epsilon => output,
+            PredictionType::Velocity => output * &self.signal + x * &self.noise,
+            PredictionType::Sample => (x - output * &self.signal) / &self.noise,
+        }
+    }
+
+    /// v as `output` for the noisy `x` says it.
+    pub fn velocity(&self, prediction: PredictionType, output: &Tensor, x: &Tensor) -> Tensor {
+        match prediction {
+            PredictionType::Velocity => output.to_kind(Kind::Float),
+            _ => {
+                let original = self.original(prediction, output, x);
+                self.epsilon(prediction, output, x) * &self.signal - original * &self.noise
+            }
+        }
+    }
+
+    /// signal · x₀ + noise · ε.
+    pub fn add_noise(&self, original: &Tensor, noise: &Tensor) -> Tensor {
+        original.to_kind(Kind::Float) * &self.signal + noise.to_kind(Kind::Float) * &self.noise
+    }
+
+    /// What a model should put out for clean latents and the noise that was added to them: the target of denoising losses.
+    pub fn target(&self, prediction: PredictionType, original: &Tensor, noise: &Tensor) -> Tensor {
+        match prediction {
+            PredictionType::Epsilon => noise.to_kind(Kind::Float),
+            PredictionType::Velocity => {
+                noise.to_kind(Kind::Float) * &self.signal - original.to_kind(Kind::Float) * &self.noise
+            }
+            PredictionType::Sample => original.to_kind(Kind::Float),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ā = 0.36: signal 0.6, noise 0.8. x₀ = 2, ε = 1: x = 1.2 + 0.8 = 2, v = 0.6 − 1.6 = −1.
+    #[test]
+    fn the_meanings_convert_by_hand() {
+        let level = Level::of(0.36);
+        let (original, noise) = (Tensor::from(2.0_f32), Tensor::from(1.0_f32));
+        let x = level.add_noise(&original, &noise);
+        let close = |tensor: Tensor, want: f64| assert!((tensor.double_value(&[]) - want).abs() < 1e-6, "{want}");
+        close(x.shallow_clone(), 2.0);
+        close(level.target(PredictionType::Velocity, &original, &noise), -1.0);
+        for prediction in PredictionType::ALL {
+            let output = level.target(prediction, &original, &noise);
+            close(level.original(prediction, &output, &x), 2.0);
+            close(level.epsilon(prediction, &output, &x), 1.0);
+            close(level.velocity(prediction, &output, &x), -1.0);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What `--model` names, opened: configs, weights, tokenizer and scheduler settings of one Stable Diffusion.
+
+use std::path::{Path, PathBuf};
+
+use reward::weights::file::TensorFile;
+use serde_json::Value;
+
+use crate::{
+    Error, Result,
+    config::{PRESETS, TextConfig, UnetConfig, VaeConfig},
+    folder::{self, Component},
+    hub,
+    lora::Layers,
+    schedule::{PredictionType, SchedulerConfig},
+    single_file::{Family, SingleFile},
+    text::TextEncoder,
+    tokenizer::Tokenizer,
+    unet::Unet,
+    weights::Weights,
+};
+
+/// What the user may say beside the name.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SourceOptions {
+    /// Seed of `random:` weights.
+    pub seed: u64,
+    /// What the UNet predicts, over what the scheduler's config says; a single file does not say.
+    pub prediction_type: Option<PredictionType>,
+}
+
+/// An opened Stable Diffusion model. Weights are read when they are asked for.
+pub struct Source {
+    model: String,
+    kind: Kind,
+    options: SourceOptions,
+}
+
+enum Kind {
+    Random { preset: String },
+    Folder(PathBuf),
+    SingleFile(SingleFile),
+}
+
+impl Source {
+    /// Opens a diffusers folder, a single LDM file (`.safetensors`, `.ckpt`), a hub id (downloaded once, then used offline) or
+    /// `random:NAME` of one of [`PRESETS`].
+    ///
+    /// # Errors
+    /// Nothing there, another architecture (named), a file that is missing or truncated.
+    pub fn open(model: &str, options: SourceOptions) -> Result<Self> {
+        Ok(Self { model: model.to_owned(), kind: Kind::of(model)?, options })
+    }
+
+    /// The name it was opened by.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Nobody said what the UNet predicts, so that epsilon is a guess worth telling.
+    pub fn prediction_type_is_assumed(&self) -> bool {
+        matches!(self.kind, Kind::SingleFile(_)) && self.options.prediction_type.is_none()
+    }
+
+    /// The UNet's architecture and weights.
+    ///
+    /// # Errors
+    /// A file that is missing, truncated, or a config value that is not supported.
+    pub fn unet(&self) -> Result<(UnetConfig, Weights)> {
+        Ok((self.unet_config()?, self.weights(Component::Unet)?))
+    }
+
+    /// The VAE's architecture and weights.
+    ///
+    /// # Errors
+    /// As [`Source::unet`].
+    pub fn vae(&self) -> Result<(VaeConfig, Weights)> {
+        let config = match &self.kind {
+            Kind::Random { preset } => VaeConfig::preset(preset).ok_or_else(|| no_preset(&self.model))?,
+            kind => self.named(Component::Vae, VaeConfig::from_json(&kind.config(Component::Vae)?))?,
+        };
+        Ok((config, self.weights(Component::Vae)?))
+    }
+
+    /// The text encoder's architecture and weights.
+    ///
+    /// # Errors
+    /// As [`Source::unet`].
+    pub fn text_encoder(&self) -> Result<(TextConfig, Weights)> {
+        Ok((self.text_config()?, self.weights(Component::TextEncoder)?))
+    }
+
+    /// The UNet's architecture alone.
+    ///
+    /// # Errors
+    /// A config that is missing, or a value that is not supported.
+    pub fn unet_config(&self) -> Result<UnetConfig> {
+        match &self.kind {
+            Kind::Random { preset } => UnetConfig::preset(preset).ok_or_else(|| no_preset(&self.model)),
+            kind => self.named(Component::Unet, UnetConfig::from_json(&kind.config(Component::Unet)?)),
+        }
+    }
+
+    fn text_config(&self) -> Result<TextConfig> {
+        match &self.kind {
+            Kind::Random { preset } => TextConfig::preset(preset).ok_or_else(|| no_preset(&self.model)),
+            kind => self.named(Component::TextEncoder, TextConfig::from_json(&kind.config(Component::TextEncoder)?)),
+        }
+    }
+
+    /// The tokenizer, with the pad token of this model.
+    ///
+    /// # Errors
+    /// A file that is missing or not what it has to be.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.kind {
+            Kind::Folder(folder) => Tokenizer::open(&folder.join("tokenizer")),
+            kind => Tokenizer::openai(match kind.family() {
+                Family::One => "<|endoftext|>",
+                Family::Two => "!",
+            }),
+        }
+    }
+
+    /// The settings of the noise schedule.
+    ///
+    /// # Errors
+    /// A file that is missing, or a value that is not supported.
+    pub fn scheduler(&self) -> Result<SchedulerConfig> {
+        let prediction = self.options.prediction_type;
+        let Kind::Folder(folder) = &self.kind else {
+            return Ok(SchedulerConfig::stable_diffusion(prediction.unwrap_or(PredictionType::Epsilon)));
+        };
+        let config = SchedulerConfig::from_text(&folder::scheduler(folder)?);
+        let config = config.map_err(|error| self.prefixed("scheduler", error))?;
+        Ok(match prediction {
+            Some(prediction) => config.with_prediction_type(prediction),
+            None => config,
+        })
+    }
+
+    /// The layers that an adapter may be for, with the shapes of their weights. Nothing is read.
+    ///
+    /// # Errors
+    /// A config that is missing, or a value that is not supported.
+    pub fn layers(&self) -> Result<Layers> {
+        let unet = Unet::new(&self.unet_config()?, Weights::shapes())?;
+        let text = TextEncoder::new(&self.text_config()?, Weights::shapes())?;
+        Ok(Layers::of(&unet.parameters, &text.parameters))
+    }
+
+    fn weights(&self, component: Component) -> Result<Weights> {
+        let (files, place) = match &self.kind {
+            Kind::Random { .. } => {
+                return Ok(Weights::random(self.options.seed));
+            }
+            Kind::Folder(folder) => folder::weights(folder, component)?,
+            Kind::SingleFile(single) => {
+                let place = match component {
+                    Component::Unet => single.unet(),
+                    Component::Vae => single.vae(),
+                    Component::TextEncoder => single.text_encoder(),
+                };
+                (vec![TensorFile::open(single.path())?], place.clone())
+            }
+        };
+        Ok(Weights::from_files(format!("{} ({})", self.model, component.folder()), files, place))
+    }
+
+    fn named<T>(&self, component: Component, config: Result<T>) -> Result<T> {
+        config.map_err(|error| self.prefixed(component.folder(), error))
+    }
+
+    /// Says which model an error is about.
+    fn prefixed(&self, part: &str, error: Error) -> Error {
+        let named = Error::data(format!("{} ({part}): {error}", self.model));
+        match error.hint_text() {
+            Some(hint) => named.hint(hint),
+            None => named,
+        }
+    }
+}
+
+impl Kind {
+    fn of(model: &str) -> Result<Self> {
+        if let Some(preset) = model.strip_prefix("random:") {
+            return match PRESETS.contains(&preset) {
+                true => Ok(Self::Random { preset: preset.to_owned() }),
+                false => Err(no_preset(model)),
+            };
+        }
+        let path = Path::new(model);
+        if path.is_file() {
+            return Ok(Self::SingleFile(SingleFile::open(path)?));
+        }
+        let looks_like_file = [".safetensors", ".ckpt", ".pt", ".bin"].iter().any(|end| model.ends_with(end));
+        let is_hub_id = model.split('/').count() == 2 && !model.starts_with(['.', '/', '~']) && !looks_like_file;
+        let folder = match path.is_dir() {
+            true => path.to_owned(),
+            false if is_hub_id => hub::download(model)?,
+            false => {
+                return Err(Error::data(format!("{model}: no such file or folder")).hint(
+                    "a model is a diffusers folder, a .safetensors or .ckpt checkpoint, a hub id, or random:sd-tiny",
+                ));
+            }
+        };
+        folder::check(&folder)?;
+        Ok(Self::Folder(folder))
+    }
+
+    /// `config.json` of a model on disk.
+    fn config(&self, component: Component) -> Result<Value> {
+        match (self, component) {
+            (Self::SingleFile(single), Component::Unet) => single.unet_config(),
+            (Self::SingleFile(single), Component::Vae) => single.vae_config(),
+            (Self::SingleFile(single), Component::TextEncoder) => single.text_config(),
+            (Self::Folder(folder), _) => folder::config(folder, component),
+            (Self::Random { .. }, _) => Ok(Value::Null),
+        }
+    }
+
+    /// Whose conventions a model has that brings no tokenizer.
+    fn family(&self) -> Family {
+        match self {
+            Self::SingleFile(single) => single.family(),
+            Self::Random { preset } if preset == "sd15" => Family::One,
+            _ => Family::Two,
+        }
+    }
+}
+
+fn no_preset(model: &str) -> Error {
+    let known: Vec<_> = PRESETS.iter().map(|name| format!("random:{name}")).collect();
+    Error::usage(format!("`{model}`: no such random model")).hint(format!("known: {}", known.join(", ")))
+}

@@ -1,0 +1,96 @@
+//! The command line as it is typed. Flags are kebab-case and also accept the seed's underscores.
+
+mod diffusion;
+mod reward;
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+pub(crate) use diffusion::{DiffusionCommand, DiffusionExportArgs, GenerateArgs, VerifyArgs};
+pub(crate) use reward::{
+    CommonArgs, ExportArgs, ExportFormat, ImageArgs, RewardCommand, ScoreArgs, TrainArgs, ValidateArgs,
+};
+
+/// Train the Social Reward CLIP on triplets, score images with it, and generate images with Stable Diffusion.
+#[derive(Parser)]
+#[command(name = "social-reward", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 data, files or the run failed; 2 wrong command line or config; 130, 143 interrupted, state saved."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// The preference model: train, validate, score, export
+    #[command(subcommand)]
+    Reward(Box<RewardCommand>),
+    /// Stable Diffusion: generate images, check a model, export it
+    #[command(subcommand)]
+    Diffusion(Box<DiffusionCommand>),
+    /// Train and validate a small CLIP on a generated picture world, on a CPU, in minutes
+    Demo(DemoArgs),
+    /// What this machine has: libtorch, CUDA, memory, decoders; what is missing and how to get it
+    Doctor(DoctorArgs),
+}
+
+/// Flags of `demo`.
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// Folder for the data and the run
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    pub(crate) output: PathBuf,
+    /// Write just the toy data, here
+    #[arg(long, value_name = "DIR", conflicts_with = "output")]
+    pub(crate) data_only: Option<PathBuf>,
+    /// Training triplets; a tenth as many for validation, a quarter as many for the test
+    #[arg(long, value_name = "N", default_value_t = 6000)]
+    pub(crate) triplets: usize,
+    /// Seed of data, weights and shuffling
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Flags of `doctor`.
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The seed's spelling of long flags (`--training_file`) in ours (`--training-file`).
+pub(crate) fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut flags = true;
+    arguments.map(move |argument| {
+        let Some(text) = argument.to_str() else { return argument };
+        flags &= text != "--";
+        if !flags || !text.starts_with("--") {
+            return argument;
+        }
+        let (flag, value) = text.split_at(text.find('=').unwrap_or(text.len()));
+        format!("{}{value}", flag.replace('_', "-")).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn underscores_in_flags_but_not_in_values() {
+        let typed = ["x", "--training_file=a_b", "--save_folder", "c_d", "--", "--e_f"].map(OsString::from);
+        let read: Vec<_> = with_kebab_flags(typed.into_iter()).collect();
+        assert_eq!(read, ["x", "--training-file=a_b", "--save-folder", "c_d", "--", "--e_f"]);
+    }
+}

@@ -1,0 +1,12 @@
+//! `social-reward diffusion …`.
+
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod verify;
+
+#[cfg(not(feature = "torch"))]
+fn needs_libtorch() -> anyhow::Error {
+    reward::Error::usage("this is the portable build: it scores and validates, but has no Stable Diffusion")
+        .hint("`make setup`, then build with default features")
+        .into()
+}
