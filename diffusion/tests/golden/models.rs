@@ -124,7 +124,7 @@ fn adapters_equal_their_merged_weights_and_can_be_switched_off() {
     let on = adapted.forward(&latents, &timesteps, &context);
     let want = merged.forward(&latents, &timesteps, &context);
     assert_close("adapters on", &values(&on.detach()), &values(&want), TOLERANCE);
-    let _ = on.square().mean(Kind::Float).backward();
+    on.square().mean(Kind::Float).backward();
     for (name, adapter) in &adapted.parameters.adapted {
         for part in [&adapter.down, &adapter.up] {
             assert!(part.grad().defined() && part.grad().abs().max().double_value(&[]) > 0.0, "{name}");
