@@ -220,7 +220,8 @@ mod tests {
         };
         let mut steps = Vec::new();
         let guided = Request { negative_prompts: Some(&negative), ..request(&sampler, &prompts, &latents, 7.5) };
-        denoise(unet, &guided, &AtomicBool::new(false), |done| steps.push(done)).unwrap();
+        let latents = denoise(unet, &guided, &AtomicBool::new(false), |done| steps.push(done)).unwrap();
+        assert_eq!(latents.size(), [2, 4, 2, 2]);
         assert_eq!(*shapes.borrow(), [(4, 4, 4); 4]);
         assert_eq!(steps, [1, 2, 3, 4]);
     }
@@ -235,7 +236,9 @@ mod tests {
             assert_eq!((x.size()[0], context.size()[0]), (2, 2));
             x.zeros_like()
         };
-        denoise(unet, &request(&sampler, &prompts, &latents, 1.0), &AtomicBool::new(false), |_| ()).unwrap();
+        let request = request(&sampler, &prompts, &latents, 1.0);
+        let latents = denoise(unet, &request, &AtomicBool::new(false), |_| ()).unwrap();
+        assert_eq!(latents.size(), [2, 4, 2, 2]);
         assert_eq!(calls.get(), 3);
     }
 
