@@ -134,7 +134,7 @@ impl SingleFile {
         let mut unknown = Vec::new();
         for (name, shape) in shapes {
             let ignored = |key: &&str| name == *key || (key.ends_with('.') && name.starts_with(*key));
-            if IGNORED.iter().any(|key| ignored(&key)) || name.ends_with(".position_ids") {
+            if IGNORED.iter().any(ignored) || name.ends_with(".position_ids") {
                 continue;
             }
             let (model, parts) = if let Some(key) = name.strip_prefix(UNET) {
