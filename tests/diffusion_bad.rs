@@ -1,6 +1,6 @@
 //! `diffusion`: command lines, prompts, models and folders that cannot work.
 
-use crate::{diffusion_generate::TINY, harness::Workspace};
+use crate::{diffusion_generate::TINY, harness::Workspace, tensors};
 
 #[test]
 fn wrong_settings_are_named_before_anything_is_touched() {
@@ -82,4 +82,16 @@ fn a_full_disk_leaves_no_half_image() {
     work.write("file", "x");
     work.run(&format!("{TINY} --prompt fox --output file/out")).fails(1, &["file/out"]).hints("--output");
     work.run(&format!("{TINY} --prompt fox --output /proc/out")).fails(1, &["/proc/out"]);
+}
+
+#[test]
+fn values_that_are_not_finite_are_named_with_step_and_precision() {
+    let work = Workspace::new();
+    let bytes = [f32::NAN; 4 * 8 * 8].iter().flat_map(|value| value.to_le_bytes()).collect();
+    work.write("nan.safetensors", tensors::file(&[("latents".to_owned(), "F32", vec![1, 4, 8, 8], bytes)]));
+    for precision in ["fp32", "bf16"] {
+        work.run(&format!("{TINY} --prompt fox --latents nan.safetensors --precision {precision} --output {precision}"))
+            .fails(1, &["latents are not finite", "after step 1 of 3", precision]);
+    }
+    assert!(!work.path("fp32/images.parquet").exists());
 }
