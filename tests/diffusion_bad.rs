@@ -90,8 +90,10 @@ fn values_that_are_not_finite_are_named_with_step_and_precision() {
     let bytes = [f32::NAN; 4 * 8 * 8].iter().flat_map(|value| value.to_le_bytes()).collect();
     work.write("nan.safetensors", tensors::file(&[("latents".to_owned(), "F32", vec![1, 4, 8, 8], bytes)]));
     for precision in ["fp32", "bf16"] {
-        work.run(&format!("{TINY} --prompt fox --latents nan.safetensors --precision {precision} --output {precision}"))
-            .fails(1, &["latents are not finite", "after step 1 of 3", precision]);
+        work.run(&format!(
+            "{TINY} --prompt fox --latents nan.safetensors --precision {precision} --output {precision}"
+        ))
+        .fails(1, &["latents are not finite", "after step 1 of 3", precision]);
     }
     assert!(!work.path("fp32/images.parquet").exists());
 }
