@@ -20,10 +20,11 @@ STYLES = ["oil painting", "35mm photograph", "watercolour", "pencil sketch", "is
 
 
 def photograph(size: int, random: numpy.random.Generator) -> Image.Image:
-    """A picture [size, size] whose JPEG is about as large as a photograph's."""
+    """A picture [size, size] whose JPEG is as large as a photograph's: 2.2 bits a pixel, where those that come with
+    scikit-image and scikit-learn, saved alike, take 1.4 to 2.9."""
     frequency = numpy.hypot(numpy.fft.fftfreq(size)[:, None], numpy.fft.rfftfreq(size)[None])
     frequency[0, 0] = numpy.inf
-    spectrum = numpy.fft.rfft2(random.standard_normal((3, size, size))) / frequency**1.2
+    spectrum = numpy.fft.rfft2(random.standard_normal((3, size, size))) / frequency**1.5
     fields = numpy.fft.irfft2(spectrum, s=(size, size))
     luma, *chroma = fields / fields.std(axis=(1, 2), keepdims=True)
     channels = [luma + 0.4 * chroma[0], luma, luma + 0.4 * chroma[1]]

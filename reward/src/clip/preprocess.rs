@@ -34,7 +34,9 @@ pub struct Loaded {
 /// Those of [`decode`].
 pub fn load(bytes: &[u8], label: &str, size: u32, options: &DecodeOptions) -> Result<Loaded> {
     let Decoded { picture, truncated, clipped_16_bit } = decode(bytes, label, options)?;
-    Ok(Loaded { pixels: preprocess(&picture, size), truncated, clipped_16_bit })
+    let pixels = preprocess(&picture, size);
+    picture.recycle();
+    Ok(Loaded { pixels, truncated, clipped_16_bit })
 }
 
 /// RGB bytes, row by row, size × size × 3: the short side resized to `size` pixels, the centre of the long one.

@@ -5,6 +5,7 @@
 //!
 //! Reference: Pillow 13.0, `PIL/{Image,JpegImagePlugin,PngImagePlugin,WebPImagePlugin}.py`.
 
+use std::cell::Cell;
 use std::io::{BufRead, Cursor, Seek};
 
 use fast_image_resize::PixelType;
@@ -25,7 +26,7 @@ pub struct DecodeOptions {
     pub max_pixels: u64,
     /// Turn and mirror the picture as its EXIF orientation says. Pillow, and so CLIP's own preprocessing, does not.
     pub exif_rotate: bool,
-    /// Decode JPEG at 1/2, 1/4 or 1/8 in the DCT domain while the short side stays at least twice this many pixels.
+    /// Decode JPEG at 1/2, 1/4 or 1/8 in the DCT domain while the short side keeps at least this many pixels.
     pub fast_for: Option<u32>,
 }
 
@@ -121,6 +122,29 @@ impl Picture {
     fn clips(&self) -> bool {
         self.mode == Mode::Grey16
             && self.pixels.buffer().chunks_exact(2).any(|value| u16::from_ne_bytes([value[0], value[1]]) > 255)
+    }
+}
+
+thread_local! {
+    /// The memory of this thread's last picture: fresh memory costs a page fault for every 4 KiB.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// `length` bytes of any value.
+fn scratch(length: usize) -> Vec<u8> {
+    let mut bytes = SCRATCH.take();
+    bytes.resize(length, 0);
+    bytes
+}
+
+impl Picture {
+    /// Leaves its memory to the next picture of this thread, unless it is so large that few pictures need it.
+    pub(crate) fn recycle(self) {
+        const KEPT_BYTES: usize = 64 << 20;
+        let bytes = self.pixels.into_vec();
+        if bytes.capacity() <= KEPT_BYTES {
+            SCRATCH.set(bytes);
+        }
     }
 }
 

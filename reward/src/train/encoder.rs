@@ -164,10 +164,11 @@ pub struct Encoder<'a> {
     pub(super) fetcher: &'a Fetcher,
 }
 
-/// How many images share one prefix pass. On the CPU one: what is cached must not depend on its neighbours, and libtorch's
-/// products there change with the number of rows in the last bits.
+/// How many images share one prefix pass, filled up with repeats where fewer are left: what is cached must not depend on
+/// its neighbours, and the last bits of libtorch's products do change with the number of rows, if not with what is in the
+/// other rows.
 fn prefix_batch(device: Device) -> usize {
-    if device == Device::Cpu { 1 } else { 64 }
+    if device == Device::Cpu { 8 } else { 64 }
 }
 
 impl<'a> Encoder<'a> {
@@ -221,24 +222,27 @@ impl<'a> Encoder<'a> {
         let mut missing: Vec<(usize, Option<Hash>, Vec<u8>)> = Vec::new();
         for (place, image) in order.iter().enumerate() {
             let mut found = fetched.remove(image).map_or_else(|| self.fetcher.fetch(examples, *image), Ok)?;
-            let mut cached = None;
-            if let Fetched::Cached(key) = found {
-                cached = self.fetcher.cache.get(key, width, self.clip.kind);
-                if cached.is_none() {
-                    found = self.fetcher.pixels(examples, *image)?;
-                }
+            // What was decoded ahead may have been cached since.
+            let key = match &found {
+                Fetched::Cached(key) => Some(*key),
+                Fetched::Pixels(key, _) => *key,
+            };
+            let cached = key.and_then(|key| self.fetcher.cache.get(key, width, self.clip.kind));
+            if cached.is_none() && matches!(found, Fetched::Cached(_)) {
+                found = self.fetcher.pixels(examples, *image)?;
             }
-            inputs.push(cached.map(|tensor| tensor.to_device(self.clip.device)));
-            if let Fetched::Pixels(key, pixels) = found {
+            if let (None, Fetched::Pixels(key, pixels)) = (&cached, found) {
                 missing.push((place, key, pixels));
             }
+            inputs.push(cached.map(|tensor| tensor.to_device(self.clip.device)));
         }
         if depth == Depth::Input {
             let pictures: Vec<&[u8]> = missing.iter().map(|(_, _, pixels)| pixels.as_slice()).collect();
             return Ok(self.clip.pixels(&pictures));
         }
-        for chunk in missing.chunks(prefix_batch(self.clip.device)) {
-            let pictures: Vec<&[u8]> = chunk.iter().map(|(_, _, pixels)| pixels.as_slice()).collect();
+        let group = prefix_batch(self.clip.device);
+        for chunk in missing.chunks(group) {
+            let pictures = chunk.iter().map(|(_, _, pixels)| pixels.as_slice()).cycle().take(group).collect::<Vec<_>>();
             let activations = tch::no_grad(|| self.clip.image_prefix(&self.clip.pixels(&pictures), depth));
             for ((place, key, _), activation) in chunk.iter().zip(activations.unbind(0)) {
                 if let Some(key) = key {

@@ -48,14 +48,21 @@ impl View for Lazy<'_> {
 }
 
 /// Calls `write` with a temporary sibling of `path`, then puts the file on disk and renames it: what was at `path` stays
-/// whole until the new file is.
+/// whole until the new file is. Whoever writes it (safetensors makes files that only their owner may read), the file has the
+/// permissions of any new file.
 ///
 /// # Errors
 /// What `write` says, or the disk is full or not writable.
 pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let partial = path.with_file_name(format!(".{name}.partial"));
-    let written = write(&partial)
+    let written = fs_err::File::create(&partial)
+        .and_then(|new| Ok(new.metadata()?.permissions()))
+        .map_err(Error::from)
+        .and_then(|permissions| {
+            write(&partial)?;
+            Ok(fs_err::set_permissions(&partial, permissions)?)
+        })
         .and_then(|()| Ok(fs_err::File::open(&partial)?.sync_all()?))
         .and_then(|()| Ok(fs_err::rename(&partial, path)?));
     if written.is_err() {
@@ -148,4 +155,20 @@ pub fn hugging_face_folder(folder: &Path, config: &ClipConfig, read: &ReadParame
 /// As [`replace_file`].
 pub fn json_file(path: &Path, value: &serde_json::Value) -> Result<()> {
     replace_file(path, |partial| Ok(fs_err::write(partial, format!("{value:#}\n"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn tensors_are_as_readable_as_any_new_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let [plain, tensors] = ["plain", "tensors"].map(|name| folder.path().join(name));
+        fs_err::write(&plain, "x").unwrap();
+        named_tensors(&tensors, vec![("t".to_owned(), vec![1], Box::new(|| Ok(vec![1.0])))]).unwrap();
+        let permissions = |path: &Path| fs_err::metadata(path).unwrap().permissions();
+        assert_eq!(permissions(&tensors), permissions(&plain));
+    }
 }

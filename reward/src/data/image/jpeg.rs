@@ -2,6 +2,14 @@
 
 use std::io::{BufRead, ErrorKind, Seek, SeekFrom};
 
+#[cfg(feature = "turbojpeg")]
+use std::cell::RefCell;
+
+#[cfg(feature = "turbojpeg")]
+use turbojpeg::{Colorspace, Decompressor, Error, Image, PixelFormat, ScalingFactor};
+
+#[cfg(feature = "turbojpeg")]
+use super::{Mode, scratch};
 use super::{Picture, other};
 
 /// Width and height from the first frame header, wherever the metadata before it ends.
@@ -44,10 +52,21 @@ fn frame_size(reader: &mut (impl BufRead + Seek)) -> std::io::Result<(u32, u32)>
 /// The picture and whether its file was cut off. `fast_for`: see [`super::DecodeOptions::fast_for`].
 #[cfg(feature = "turbojpeg")]
 pub(super) fn decode(bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bool), String> {
-    use super::Mode;
-    use turbojpeg::{Colorspace, Decompressor, Error, Image, PixelFormat, ScalingFactor};
+    thread_local! {
+        /// Made once a thread.
+        static DECOMPRESSOR: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(Decompressor::new().map_err(|error| error.to_string())?),
+        };
+        decode_with(decompressor, bytes, fast_for)
+    })
+}
 
-    let mut decompressor = Decompressor::new().map_err(|error| error.to_string())?;
+#[cfg(feature = "turbojpeg")]
+fn decode_with(decompressor: &mut Decompressor, bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bool), String> {
     let Ok(header) = decompressor.read_header(bytes) else {
         // An oddity in the header that Pillow only warns about (an unknown JFIF revision) is an error of this call.
         return decode_portable(bytes);
@@ -60,7 +79,7 @@ pub(super) fn decode(bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bo
     let short = header.width.min(header.height);
     let shrink = match fast_for {
         Some(size) if !header.is_lossless => {
-            [8, 4, 2].into_iter().find(|factor| short >= 2 * size as usize * factor).unwrap_or(1)
+            [8, 4, 2].into_iter().find(|factor| short >= size as usize * factor).unwrap_or(1)
         }
         _ => 1,
     };
@@ -68,7 +87,7 @@ pub(super) fn decode(bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bo
     decompressor.set_scaling_factor(scaling).map_err(|error| error.to_string())?;
     let (width, height) = (scaling.scale(header.width), scaling.scale(header.height));
     let pitch = width * format.size();
-    let mut pixels = vec![0; height * pitch];
+    let mut pixels = scratch(height * pitch);
     let truncated =
         match decompressor.decompress(bytes, Image { pixels: &mut pixels[..], width, pitch, height, format }) {
             Ok(()) => false,
