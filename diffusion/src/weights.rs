@@ -150,6 +150,10 @@ impl Weights {
     /// The tensor under `key`. One that is missing or has another shape is noted for [`Weights::finish`], and zeros are
     /// given. Shapes that differ in ones at their end (1×1 convolutions and linear layers) are the same.
     pub fn tensor(&mut self, key: &str, shape: &[i64]) -> Tensor {
+        self.take(key, shape, false)
+    }
+
+    fn take(&mut self, key: &str, shape: &[i64], channels_last: bool) -> Tensor {
         let kind = if self.trained { Kind::Float } else { self.kind };
         let read = match &mut self.source {
             Source::Random { seed } => Ok(random(*seed, key, shape)),
@@ -164,7 +168,10 @@ impl Weights {
             },
         };
         let tensor = match read {
-            Ok(tensor) => tensor.to_device(self.device).to_kind(kind).set_requires_grad(self.trained),
+            Ok(tensor) => {
+                let tensor = if channels_last { in_channels_last(&tensor) } else { tensor };
+                tensor.to_device(self.device).to_kind(kind).set_requires_grad(self.trained)
+            }
             Err(problem) => {
                 self.problems.push(problem.replace("{key}", key));
                 Tensor::zeros(shape, (kind, self.device))
@@ -190,7 +197,10 @@ impl Weights {
 
     /// A convolution with a square kernel and a bias.
     pub fn conv2d(&mut self, name: &str, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> Conv2d {
-        let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs, kernel, kernel]);
+        // libtorch computes in the memory format of the kernel and hands it on: on a CPU, channels last spares oneDNN
+        // most of its reordering, and transformers their copies.
+        let channels_last = self.device == Device::Cpu && !self.trained;
+        let weight = self.take(&format!("{name}.weight"), &[outputs, inputs, kernel, kernel], channels_last);
         let bias = Some(self.tensor(&format!("{name}.bias"), &[outputs]));
         let attached = self.attach(name, &[inputs, kernel, kernel], outputs);
         Conv2d { weight, bias, stride, padding, attached }
@@ -256,6 +266,11 @@ impl Weights {
         Err(Error::data(format!("{label}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len()))
             .hint("are these the weights of another model than config.json describes?"))
     }
+}
+
+/// The same values of `[out, in, k, k]`, stored in the order `[out, k, k, in]`.
+fn in_channels_last(kernel: &Tensor) -> Tensor {
+    kernel.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 /// Whether two shapes differ at most in ones at their ends.
