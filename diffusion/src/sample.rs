@@ -11,11 +11,11 @@ use crate::{Error, Result, noise, schedule::Sampler};
 pub struct Request<'a> {
     /// Set to its number of steps.
     pub sampler: &'a Sampler,
-    /// The prompts' hidden states, [B,T,width], on the model's device.
+    /// The prompts' hidden states, `[B,T,width]`, on the model's device.
     pub prompts: &'a Tensor,
-    /// The negative prompts', [B,T,width], or [1,T,width] for all; not needed where the guidance scale is at most 1.
+    /// The negative prompts', `[B,T,width]`, or `[1,T,width]` for all; not needed where the guidance scale is at most 1.
     pub negative_prompts: Option<&'a Tensor>,
-    /// Noise of unit variance, [B,C,h,w].
+    /// Noise of unit variance, `[B,C,h,w]`.
     pub latents: &'a Tensor,
     /// The images' effective seeds, B of them, for the noise that stochastic samplers add.
     pub seeds: &'a [u64],
@@ -31,7 +31,7 @@ impl Request<'_> {
         self.guidance_scale > 1.0
     }
 
-    /// [B,T,width], or [2B,T,width] with the negative prompts first.
+    /// `[B,T,width]`, or `[2B,T,width]` with the negative prompts first.
     fn context(&self) -> Result<Tensor> {
         let (batch, prompts) = (self.latents.size(), self.prompts.size());
         let images = batch.first().copied().unwrap_or(0);
@@ -64,9 +64,9 @@ impl Request<'_> {
     }
 }
 
-/// Denoises a batch to latents [B,C,h,w], fp32, on the prompts' device, to be divided by the VAE's scaling factor and decoded.
+/// Denoises a batch to latents `[B,C,h,w]`, fp32, on the prompts' device, to be divided by the VAE's scaling factor and decoded.
 ///
-/// `unet` takes latents [N,C,h,w], timesteps [N] (fp32) and context [N,T,width], N = B or, guided, 2B, and gives [N,C,h,w].
+/// `unet` takes latents `[N,C,h,w]`, timesteps `[N]` (fp32) and context `[N,T,width]`, N = B or, guided, 2B, and gives `[N,C,h,w]`.
 /// `finished` is told the number of steps done, after each. Gradients are neither switched on nor off here.
 ///
 /// # Errors
@@ -104,7 +104,7 @@ pub fn denoise(
     Ok(x)
 }
 
-/// ε∅ + scale · (ε − ε∅) of a model's output for both, [2B,C,h,w] with ε∅ first.
+/// ε∅ + scale · (ε − ε∅) of a model's output for both, `[2B,C,h,w]` with ε∅ first.
 pub fn guide(output: &Tensor, scale: f64) -> Tensor {
     let halves = output.chunk(2, 0);
     &halves[0] + (&halves[1] - &halves[0]) * scale
@@ -158,7 +158,7 @@ fn not_finite(what: &str, place: &str, precision: Kind) -> Error {
     Error::data(format!("{what} are not finite (NaN or infinite) {place}, in {name}")).hint(hint)
 }
 
-/// Decoded images [B,3,H,W] in −1..=1 as bytes [B,H,W,3] on the CPU: round((x/2 + 0.5).clamp(0, 1) · 255), half to even.
+/// Decoded images `[B,3,H,W]` in −1..=1 as bytes `[B,H,W,3]` on the CPU: round((x/2 + 0.5).clamp(0, 1) · 255), half to even.
 ///
 /// # Errors
 /// Values that are not finite; `precision` is what the decoder computed in.

@@ -31,7 +31,7 @@ pub fn diffusers(path: &Path, lora: &Lora) -> Result<()> {
 }
 
 /// Writes what kohya's scripts and the web UIs read. (diffusers reads it too, but gives all attention layers one alpha: for it, use
-/// [`diffusers`].)
+/// [`diffusers()`].)
 ///
 /// # Errors
 /// The file cannot be written; what was there before stays.

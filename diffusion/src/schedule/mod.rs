@@ -74,11 +74,11 @@ impl FromStr for SamplerName {
 /// One sampling step: the next latents are Gaussian around `mean` with `std`.
 #[derive(Debug)]
 pub struct Step {
-    /// [B,C,h,w], fp32.
+    /// `[B,C,h,w]`, fp32.
     pub mean: Tensor,
     /// Of every element; 0 where the step is deterministic.
     pub std: f64,
-    /// The x₀ that the step was taken towards, [B,C,h,w], fp32 (clipped where the config says so).
+    /// The x₀ that the step was taken towards, `[B,C,h,w]`, fp32 (clipped where the config says so).
     pub predicted_original: Tensor,
 }
 
@@ -86,12 +86,12 @@ impl Step {
     /// The least standard deviation a log-probability is taken with: a deterministic step has no density.
     pub const LEAST_STD: f64 = 1e-6;
 
-    /// mean + std · `noise`; `noise` [B,C,h,w] of unit variance is not looked at where the step is deterministic.
+    /// mean + std · `noise`; `noise` `[B,C,h,w]` of unit variance is not looked at where the step is deterministic.
     pub fn sample(&self, noise: impl FnOnce() -> Tensor) -> Tensor {
         if self.std == 0.0 { self.mean.shallow_clone() } else { &self.mean + noise() * self.std }
     }
 
-    /// ln N(`next`; mean, std²) per image, [B]: the *mean* over C·h·w and not the sum, as ddpo-pytorch takes it, which is
+    /// ln N(`next`; mean, std²) per image, `[B]`: the *mean* over C·h·w and not the sum, as ddpo-pytorch takes it, which is
     /// why its clip range is 1e-4. Differentiable in the mean; `next` is taken as given.
     pub fn log_probability(&self, next: &Tensor) -> Tensor {
         let std = self.std.max(Self::LEAST_STD);
@@ -173,7 +173,7 @@ impl Sampler {
         }
     }
 
-    /// Step `index` from latents `x` [B,C,h,w] with the model's `output` for them (and `scale_input`).
+    /// Step `index` from latents `x` `[B,C,h,w]` with the model's `output` for them (and `scale_input`).
     ///
     /// `previous` is the `predicted_original` of the step before, which multistep solvers use; without it their step is of
     /// first order.

@@ -44,7 +44,7 @@ impl FromStr for PredictionType {
 
 /// A noise level: x = signal · x₀ + noise · ε with signal² + noise² = 1.
 ///
-/// One level (0-dimensional) or one per image ([B,1,1,1]). Conversions take and give fp32 [B,C,h,w].
+/// One level (0-dimensional) or one per image (`[B,1,1,1]`). Conversions take and give fp32 `[B,C,h,w]`.
 #[derive(Debug)]
 pub struct Level {
     /// sqrt(ā).

@@ -55,7 +55,7 @@ impl NoiseSchedule {
         self.alphas_cumprod.iter().map(sigma).collect()
     }
 
-    /// The noise levels of a batch: `timesteps` [B] of whole numbers below `num_train_timesteps`, to scale latents [B,C,h,w].
+    /// The noise levels of a batch: `timesteps` `[B]` of whole numbers below `num_train_timesteps`, to scale latents `[B,C,h,w]`.
     pub fn levels(&self, timesteps: &Tensor, device: Device) -> Level {
         let table = Tensor::from_slice(&self.alphas_cumprod).to(device);
         let alpha_bar = table.index_select(0, &timesteps.to_device(device).to_kind(Kind::Int64)).view([-1, 1, 1, 1]);
@@ -67,7 +67,7 @@ impl NoiseSchedule {
 
     /// The forward process: sqrt(ā) x₀ + sqrt(1 − ā) ε (Ho et al., 2020, equation 4).
     ///
-    /// `original` and `noise` [B,C,h,w], `timesteps` [B].
+    /// `original` and `noise` `[B,C,h,w]`, `timesteps` `[B]`.
     pub fn add_noise(&self, original: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Tensor {
         self.levels(timesteps, original.device()).add_noise(original, noise)
     }

@@ -80,13 +80,13 @@ fn plain(config: &TextConfig, parameters: &Parameters, ids: &Tensor) -> Tensor {
             ["q_proj", "k_proj", "v_proj"].map(|part| split(linear(&input, &name(&format!("self_attn.{part}")))));
         let scores = queries.matmul(&keys.transpose(-1, -2)) / (queries.size()[3] as f64).sqrt() + &ahead;
         let mixed = scores.softmax(-1, Kind::Float).matmul(&values).transpose(1, 2).reshape([batch, length, width]);
-        x = x + linear(&mixed, &name("self_attn.out_proj"));
+        x += linear(&mixed, &name("self_attn.out_proj"));
         let inner = linear(&norm(&x, &name("layer_norm2")), &name("mlp.fc1"));
         let inner = match config.hidden_act {
             Activation::QuickGelu => &inner * (&inner * 1.702).sigmoid(),
             Activation::Gelu => &inner * (&inner / 2_f64.sqrt()).erf().g_add_scalar(1.0) * 0.5,
         };
-        x = x + linear(&inner, &name("mlp.fc2"));
+        x += linear(&inner, &name("mlp.fc2"));
     }
     norm(&x, "final_layer_norm")
 }
