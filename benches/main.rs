@@ -1,8 +1,9 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
-//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, train, validate, start-up. The peers are the
-//! scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision, openai-clip,
-//! safetensors, pandas and pyarrow. Data and weights are made once, in `target/bench`.
+//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, train, validate, start-up, unet, vae, load.
+//! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
+//! openai-clip, safetensors, pandas, pyarrow, diffusers and transformers, and diffusers-rs. Data and weights are made once,
+//! in `target/bench`.
 #![allow(clippy::print_stdout, reason = "a benchmark's figures go to stdout")]
 
 use std::{
@@ -15,22 +16,35 @@ use anyhow::{Context, Result, ensure};
 use reward::{clip::preprocess::load, data::image::DecodeOptions};
 use serde_json::Value;
 
+mod stable_diffusion;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 5] =
-    [("gemm", gemm), ("decode", decode), ("train", train), ("validate", validate), ("start-up", start_up)];
+const ROWS: [(&str, Row); 8] = [
+    ("gemm", gemm),
+    ("decode", decode),
+    ("train", train),
+    ("validate", validate),
+    ("start-up", start_up),
+    ("unet", stable_diffusion::unet),
+    ("vae", stable_diffusion::vae),
+    ("load", stable_diffusion::load),
+];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     if wanted.first().is_some_and(|argument| argument == "exit-at-once") {
         return Ok(());
     }
+    if let [command, model] = wanted.as_slice()
+        && command == "load-unet"
+    {
+        return stable_diffusion::load_unet(model);
+    }
     for name in &wanted {
-        ensure!(
-            ROWS.iter().any(|(row, _)| row == name),
-            "no row `{name}`: want gemm, decode, train, validate or start-up"
-        );
+        let known = ROWS.map(|(row, _)| row);
+        ensure!(known.contains(&name.as_str()), "no row `{name}`: want one of {}", known.join(", "));
     }
     for (name, row) in ROWS {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
@@ -205,26 +219,30 @@ fn first_image(table: &str) -> Result<String> {
     Ok(Path::new(table).with_file_name("images").join("00000.jpg").display().to_string())
 }
 
-/// Our own share of starting, beside loading libtorch: this bench links the same libraries and leaves at once.
+/// Our own share of starting, beside loading libtorch: this bench links the same libraries and leaves at once. The two are
+/// started in turn, and the median of the differences counts.
 fn start_up() -> Result<()> {
     let own = std::env::current_exe()?;
-    let median = |program: &Path, arguments: &[&str]| -> Result<f64> {
-        let mut times = Vec::new();
-        for _ in 0..15 {
-            let started = Instant::now();
-            Command::new(program).args(arguments).output()?;
-            times.push(started.elapsed().as_secs_f64() * 1e3);
-        }
-        times.sort_by(f64::total_cmp);
-        Ok(times[7])
+    let milliseconds = |program: &Path, arguments: &[&str]| -> Result<f64> {
+        let started = Instant::now();
+        Command::new(program).args(arguments).output()?;
+        Ok(started.elapsed().as_secs_f64() * 1e3)
     };
-    let loading = median(&own, &["exit-at-once"])?;
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() >> 1]
+    };
     for arguments in [["--help"].as_slice(), &["reward", "train", "--batch-size", "x"]] {
-        let ours = median(Path::new(PROGRAM), arguments)?;
+        let (mut loading, mut differences) = (Vec::new(), Vec::new());
+        for _ in 0..25 {
+            loading.push(milliseconds(&own, &["exit-at-once"])?);
+            differences.push(milliseconds(Path::new(PROGRAM), arguments)? - loading[loading.len() - 1]);
+        }
         println!(
-            "start-up: `{}` {ours:.0} ms, {:.1} ms of it ours (loading libtorch {loading:.0} ms)",
+            "start-up: `{}`: {:.1} ms ours, beside {:.0} ms for loading libtorch",
             arguments.join(" "),
-            ours - loading
+            median(differences),
+            median(loading)
         );
     }
     Ok(())
