@@ -66,7 +66,11 @@ pub(super) fn decode(bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bo
 }
 
 #[cfg(feature = "turbojpeg")]
-fn decode_with(decompressor: &mut Decompressor, bytes: &[u8], fast_for: Option<u32>) -> Result<(Picture, bool), String> {
+fn decode_with(
+    decompressor: &mut Decompressor,
+    bytes: &[u8],
+    fast_for: Option<u32>,
+) -> Result<(Picture, bool), String> {
     let Ok(header) = decompressor.read_header(bytes) else {
         // An oddity in the header that Pillow only warns about (an unknown JFIF revision) is an error of this call.
         return decode_portable(bytes);
