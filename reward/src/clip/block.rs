@@ -161,19 +161,22 @@ impl Block {
         x.view([batch, tokens, self.heads, width.div_euclid(self.heads)]).transpose(1, 2)
     }
 
+    /// Fresh memory costs a page fault for every 4 KiB, so what can be is done in place: autograd keeps no output of a
+    /// linear layer.
     fn finish(&self, residual: &Tensor, attended: &Tensor) -> Tensor {
         let attended = attended.transpose(1, 2).reshape(residual.size());
-        let x = residual + self.out_proj.forward(&attended);
-        let hidden = self.c_fc.forward(&self.ln_2.forward(&x));
+        let x = self.out_proj.forward(&attended).g_add_(residual);
+        let mut hidden = self.c_fc.forward(&self.ln_2.forward(&x));
         let hidden = match self.activation {
-            // x·σ(1.702 x) = silu(1.702 x) / 1.702: fused, and in place where autograd keeps nothing.
+            // x·σ(1.702 x) = silu(1.702 x) / 1.702, which is fused; its backward pass wants its input.
             Activation::QuickGelu => {
-                let mut hidden = hidden;
-                hidden.g_mul_scalar_(1.702).silu().g_mul_scalar_(1.0 / 1.702)
+                let mut scaled = hidden.g_mul_scalar_(1.702);
+                if scaled.requires_grad() { scaled.silu() } else { scaled.silu_() }.g_mul_scalar_(1.0 / 1.702)
             }
-            Activation::Gelu => hidden.gelu("none"),
+            Activation::Gelu if hidden.requires_grad() => hidden.gelu("none"),
+            Activation::Gelu => hidden.gelu_("none"),
         };
-        x + self.c_proj.forward(&hidden)
+        self.c_proj.forward(&hidden).g_add_(&x)
     }
 }
 
