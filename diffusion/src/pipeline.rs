@@ -2,6 +2,7 @@
 
 use std::{cell::OnceCell, sync::atomic::AtomicBool};
 
+use reward::train::config::Precision;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -14,6 +15,11 @@ use crate::{
     unet::Unet,
     vae::{DecodeOptions, Vae},
 };
+
+/// What models compute in where nobody said: bf16 on CUDA, fp32 on a CPU.
+pub fn default_precision(device: Device) -> Precision {
+    if device.is_cuda() { Precision::Bf16 } else { Precision::Fp32 }
+}
 
 /// The three models and the tokenizer, on one device. Nothing in it trains.
 pub struct Pipeline {

@@ -69,7 +69,7 @@ pub(crate) struct GenerateArgs {
     /// Images made at a time, of the same or of several prompts [default: 4]
     #[arg(long, value_name = "N")]
     batch_size: Option<u32>,
-    /// Kind of weights and activations [default: fp32]
+    /// Kind of weights and activations [default: fp32; bf16 on CUDA]
     #[arg(long, value_parser = PossibleValuesParser::new(["fp32", "bf16"]))]
     precision: Option<String>,
     /// LoRA to apply (diffusers, PEFT or kohya keys)

@@ -38,8 +38,8 @@ pub struct GenerateConfig {
     pub width: Option<usize>,
     /// Images made at a time.
     pub batch_size: usize,
-    /// Kind of weights and activations.
-    pub precision: Precision,
+    /// Kind of weights and activations; absent: as [`default_precision`](crate::pipeline::default_precision).
+    pub precision: Option<Precision>,
     /// Adapters to apply.
     pub lora: Option<PathBuf>,
     /// Factor on the adapters.
@@ -78,7 +78,7 @@ impl Default for GenerateConfig {
             height: None,
             width: None,
             batch_size: 4,
-            precision: Precision::Fp32,
+            precision: None,
             lora: None,
             lora_scale: 1.0,
             prediction_type: None,

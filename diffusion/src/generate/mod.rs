@@ -21,14 +21,14 @@ use reward::{
     run::RunFolder,
     train::config::Precision,
 };
-use tch::{Kind, Tensor};
+use tch::{Device, Tensor};
 
 pub use config::GenerateConfig;
 
 use crate::{
     Error, ErrorKind, Result,
     lora::Lora,
-    pipeline::Pipeline,
+    pipeline::{Pipeline, default_precision},
     prompts,
     sample::Request,
     schedule::Sampler,
@@ -73,7 +73,14 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let sampler = Sampler::new(config.scheduler, &source.scheduler()?, config.steps, config.eta)?;
     let size = Size::of(config, &source)?;
     let (width, height) = size.pixels;
-    let config = &GenerateConfig { width: Some(width as usize), height: Some(height as usize), ..config.clone() };
+    let device = config.device.resolve()?;
+    let precision = config.precision.unwrap_or_else(|| default_precision(device));
+    let config = &GenerateConfig {
+        width: Some(width as usize),
+        height: Some(height as usize),
+        precision: Some(precision),
+        ..config.clone()
+    };
     let images = plan::all(prompts.len(), config.images_per_prompt, config.seed);
     let noise = Noise::new(config, images.len(), size.latents)?;
 
@@ -99,7 +106,8 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
         latents::write(path, &Tensor::stack(&whole, 0))?;
     }
 
-    let run = Run { config, observer, stop, prompts: &prompts, sampler, size, noise, finals, total: images.len() };
+    let total = images.len();
+    let run = Run { config, device, precision, observer, stop, prompts: &prompts, sampler, size, noise, finals, total };
     if !left.is_empty() && !run.make(&source, &left)? {
         let done = images.iter().filter(|image| output.join(image.path()).exists()).count();
         return Ok(Ended::Interrupted { done, images: images.len() });
@@ -186,6 +194,8 @@ impl Noise {
 /// A run under way.
 struct Run<'a> {
     config: &'a GenerateConfig,
+    device: Device,
+    precision: Precision,
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
     prompts: &'a [String],
@@ -210,17 +220,12 @@ impl Run<'_> {
             self.observer
                 .event(&Event::Note("prediction type: epsilon (a single file does not say; --prediction-type does)"));
         }
-        let device = config.device.resolve()?;
-        let kind = match config.precision {
-            Precision::Fp32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        };
         let lora = match &config.lora {
             Some(path) => Lora::open(path, &source.layers()?, config.lora_scale)?,
             None => Lora::default(),
         };
         let decoding = DecodeOptions { slicing: true, tile_side: config.vae_tile.map(|side| side as i64) };
-        let pipeline = guarded(|| Pipeline::load(source, lora, decoding, device, kind))?;
+        let pipeline = guarded(|| Pipeline::load(source, lora, decoding, self.device, self.precision.kind()))?;
         let started = Instant::now();
         let (steps, mut done) = (self.sampler.timesteps().len(), 0);
         for batch in left.chunks(config.batch_size) {

@@ -49,8 +49,8 @@ fn columns(
     let same_real = |value: f64| Column::Real(vec![value; images.len()]);
     let lora = config.lora.as_ref().map(|path| path.display().to_string());
     let precision = match config.precision {
-        reward::train::config::Precision::Fp32 => "fp32",
-        reward::train::config::Precision::Bf16 => "bf16",
+        None | Some(reward::train::config::Precision::Fp32) => "fp32",
+        Some(reward::train::config::Precision::Bf16) => "bf16",
     };
     vec![
         ("prompt", text(&|image| prompts[image.prompt_index].clone())),

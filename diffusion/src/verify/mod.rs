@@ -18,6 +18,7 @@ use crate::{
     Result,
     lora::Lora,
     noise::normal,
+    pipeline::default_precision,
     source::{Source, SourceOptions},
     text::TextEncoder,
     unet::Unet,
@@ -38,8 +39,8 @@ pub struct VerifyOptions {
     pub lora_scale: f64,
     /// The prompt to encode.
     pub prompt: String,
-    /// Ours; the reference computes in fp32.
-    pub precision: Precision,
+    /// Ours, absent: as [`default_precision`]; the reference computes in fp32.
+    pub precision: Option<Precision>,
     /// Where both compute.
     pub device: DeviceName,
     /// Seed of latents and picture.
@@ -52,7 +53,7 @@ impl Default for VerifyOptions {
             lora: None,
             lora_scale: 1.0,
             prompt: "a photo of a red fox in the snow".to_owned(),
-            precision: Precision::Fp32,
+            precision: None,
             device: DeviceName::Auto,
             seed: 0,
         }
@@ -137,9 +138,11 @@ impl fmt::Display for Report {
 /// The model or the LoRA does not load, or diffusers-rs does not know such a model.
 pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> Result<Report> {
     let device = options.device.resolve()?;
-    let (kind, tolerance) = match options.precision {
-        Precision::Fp32 => (Kind::Float, 1e-4),
-        Precision::Bf16 => (Kind::BFloat16, 3e-2),
+    let precision = options.precision.unwrap_or_else(|| default_precision(device));
+    let kind = precision.kind();
+    let tolerance = match precision {
+        Precision::Fp32 => 1e-4,
+        Precision::Bf16 => 3e-2,
     };
     let source = Source::open(model, SourceOptions::default())?;
     let lora = match &options.lora {

@@ -26,6 +26,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// In libtorch's terms.
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::Fp32 => tch::Kind::Float,
+            Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
 /// The settings of `reward train`. Defaults are the original trainer's where it has them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -9,10 +9,10 @@ use std::{
 };
 
 use serde_json::json;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{
-    config::{Precision, TrainConfig},
+    config::TrainConfig,
     encoder::{Encoder, Examples, Fetched, Fetcher, distinct_images},
     plan::Plan,
     prefix_cache::PrefixCache,
@@ -87,16 +87,12 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
         Some(path) => load_progress(path)?,
         None => Progress { threads: tch::get_num_threads() as usize, ..Progress::default() },
     };
-    let kind = match config.precision {
-        Precision::Fp32 => Kind::Float,
-        Precision::Bf16 => Kind::BFloat16,
-    };
     let trainable = Trainable::new(mode, &source.config);
     let current = match &resumed_from {
         Some(path) => Some(Checkpoint::open(&path.to_string_lossy(), OpenOptions::default())?),
         None => None,
     };
-    let mut clip = Clip::load(&source, device, kind, |name| trainable.trains(name))?;
+    let mut clip = Clip::load(&source, device, config.precision.kind(), |name| trainable.trains(name))?;
     if let Some(current) = &current {
         clip.load_trained(current)?;
     }

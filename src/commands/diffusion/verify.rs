@@ -18,8 +18,9 @@ pub(crate) fn run(arguments: &VerifyArgs) -> Result<ExitCode> {
         return Err(Error::usage("--model is missing").hint("a diffusers folder, a single file or a hub id").into());
     };
     let precision = match settings.precision.as_deref() {
-        None | Some("fp32") => Precision::Fp32,
-        Some("bf16") => Precision::Bf16,
+        None => None,
+        Some("fp32") => Some(Precision::Fp32),
+        Some("bf16") => Some(Precision::Bf16),
         Some(other) => return Err(Error::usage(format!("precision `{other}`: want fp32 or bf16")).into()),
     };
     let default = VerifyOptions::default();
