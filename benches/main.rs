@@ -1,6 +1,6 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
-//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, train, validate, start-up, unet, vae, load.
+//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, train, memory, validate, start-up, unet, vae, load.
 //! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
 //! openai-clip, safetensors, pandas, pyarrow, diffusers and transformers, and diffusers-rs. Data and weights are made once,
 //! in `target/bench`.
@@ -8,7 +8,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -21,10 +21,11 @@ mod stable_diffusion;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 8] = [
+const ROWS: [(&str, Row); 9] = [
     ("gemm", gemm),
     ("decode", decode),
     ("train", train),
+    ("memory", memory),
     ("validate", validate),
     ("start-up", start_up),
     ("unet", stable_diffusion::unet),
@@ -178,6 +179,35 @@ fn train() -> Result<()> {
     println!(
         "train: peak memory of the original {:.1} GiB",
         original["peak_rss_bytes"].as_f64().unwrap_or(f64::NAN) / (1u64 << 30) as f64
+    );
+    Ok(())
+}
+
+/// Peak memory of the paper's mode at batch 32 over two steps, the cache of 64 prefixes included.
+fn memory() -> Result<()> {
+    let table = data("distinct", &["--images", "64"])?.join("triplets.parquet").display().to_string();
+    let weights = weights()?;
+    let run = tempfile::tempdir()?;
+    let save_folder = run.path().join("run").display().to_string();
+    let mode = "visual_upper_layers_textual_upper_layers";
+    let mut child = Command::new(PROGRAM)
+        .args(["reward", "train", "--training-file", &table, "--training-mode", mode, "--model", &weights])
+        .args(["--batch-size", "32", "--n-epochs", "2", "--save-folder", &save_folder, "--device", "cpu"])
+        .stderr(Stdio::null())
+        .spawn()?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak_kib = 0.0;
+    while child.try_wait()?.is_none() {
+        let text = fs_err::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak_kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(peak_kib);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(child.wait()?.success(), "reward train failed");
+    let cache = 64.0 * 257.0 * 1024.0 * 4.0 / f64::from(1 << 30);
+    println!(
+        "memory: the paper's mode, ViT-L/14, batch 32: peak {:.2} GiB, {cache:.2} GiB of it the cache",
+        peak_kib / f64::from(1 << 20)
     );
     Ok(())
 }

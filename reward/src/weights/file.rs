@@ -132,13 +132,16 @@ impl TensorFile {
         &self.shapes
     }
 
-    /// The values of tensor `name` as fp32, row-major.
+    /// The values of tensor `name` as fp32, row-major. The file's pages stop counting as this process's memory.
     ///
     /// # Errors
     /// No such tensor, or an element type that is no float.
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let RawTensor { bytes, dtype } = self.raw(name)?;
-        floats(&bytes, dtype).ok_or_else(|| self.failed(name, &format!("type {dtype:?}, want F32, F16, BF16 or F64")))
+        let raw = self.raw(name)?;
+        let dtype = raw.dtype;
+        let values = floats(&raw.bytes, dtype);
+        self.release(raw);
+        values.ok_or_else(|| self.failed(name, &format!("type {dtype:?}, want F32, F16, BF16 or F64")))
     }
 
     /// The elements of tensor `name` as they are stored, without a copy where they lie in one piece.
