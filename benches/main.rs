@@ -1,6 +1,6 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
-//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, train, memory, validate, start-up, unet, vae, load.
+//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, start-up, unet, vae, load.
 //! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
 //! openai-clip, safetensors, pandas, pyarrow, diffusers and transformers, and diffusers-rs. Data and weights are made once,
 //! in `target/bench`.
@@ -21,9 +21,10 @@ mod stable_diffusion;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 9] = [
+const ROWS: [(&str, Row); 10] = [
     ("gemm", gemm),
     ("decode", decode),
+    ("fast-decode", fast_decode),
     ("train", train),
     ("memory", memory),
     ("validate", validate),
@@ -74,10 +75,15 @@ fn peer(script: &str, arguments: &[&str]) -> Result<Value> {
 /// Wall time of the program.
 fn ours(arguments: &[&str]) -> Result<Duration> {
     let started = Instant::now();
+    answer(arguments)?;
+    Ok(started.elapsed())
+}
+
+/// What the program prints.
+fn answer(arguments: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(PROGRAM).args(arguments).output()?;
-    let took = started.elapsed();
     ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(took)
+    Ok(output.stdout)
 }
 
 /// Distinct photographs and triplets over them, made once.
@@ -137,6 +143,32 @@ fn decode() -> Result<()> {
             ours / theirs
         );
     }
+    Ok(())
+}
+
+/// How far `--fast-decode` moves scores, against how far scores of different pictures lie apart.
+fn fast_decode() -> Result<()> {
+    let weights = weights()?;
+    let images = data("distinct", &["--images", "64"])?.join("images");
+    let mut files =
+        fs_err::read_dir(&images)?.map(|entry| Ok(entry?.path().display().to_string())).collect::<Result<Vec<_>>>()?;
+    files.sort();
+    let scores = |more: &[&str]| -> Result<Vec<f64>> {
+        let files: Vec<&str> = files.iter().take(40).map(String::as_str).collect();
+        let flags = ["reward", "score", "--model", &weights, "--prompt", "two foxes, oil painting", "--json"];
+        let rows: Value = serde_json::from_slice(&answer(&[&flags, more, &files].concat())?)?;
+        rows.as_array().into_iter().flatten().map(|row| row["score"].as_f64().context("no score")).collect()
+    };
+    let (exact, fast) = (scores(&[])?, scores(&["--fast-decode"])?);
+    let centre = mean(&exact);
+    let deviation = mean(&exact.iter().map(|score| (score - centre).powi(2)).collect::<Vec<_>>()).sqrt();
+    let moved: Vec<f64> = exact.iter().zip(&fast).map(|(exact, fast)| (exact - fast).abs() / deviation).collect();
+    println!(
+        "fast-decode: scores of {} 1024² JPEGs move by {:.3} of their standard deviation on average, {:.3} at most",
+        moved.len(),
+        mean(&moved),
+        moved.iter().copied().fold(0.0, f64::max)
+    );
     Ok(())
 }
 
