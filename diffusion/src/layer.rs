@@ -156,13 +156,36 @@ impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
         let convolve = |weight: &Tensor, bias: Option<&Tensor>| {
-            let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-            x.conv2d(&weight.to_kind(kind), bias.map(|bias| bias.to_kind(kind)), stride, padding, [1, 1], 1)
+            let (weight, bias) = (weight.to_kind(kind), bias.map(|bias| bias.to_kind(kind)));
+            if self.is_small(x) {
+                return self.as_product(x, &weight, bias.as_ref());
+            }
+            x.conv2d(&weight, bias, [self.stride; 2], [self.padding; 2], [1, 1], 1)
         };
         let y = convolve(&self.weight, self.bias.as_ref());
         let Some(Adapter { down, up, scale }) = active(&self.attached) else { return y };
         let update = convolve(down, None).conv2d(&up.to_kind(kind), None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1);
         y + update * *scale
+    }
+}
+
+impl Conv2d {
+    /// Whether there are so few pixels that bringing the kernel into oneDNN's own order would take most of the time.
+    fn is_small(&self, x: &Tensor) -> bool {
+        const PIXELS: i64 = 64;
+        let size = x.size();
+        let pixels = size[0] * size[2] * size[3];
+        x.device() == Device::Cpu && self.weight.size()[2] > 1 && pixels <= PIXELS * self.stride * self.stride
+    }
+
+    /// The convolution as one matrix product: a row for each output pixel, of what the kernel sees there.
+    fn as_product(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let (kernel, padding) = (weight.size()[2], self.padding);
+        let padded = x.permute([0, 2, 3, 1]).constant_pad_nd([0, 0, padding, padding, padding, padding]);
+        // [B, H', W', in, k, k], a view; then rows in the order that kernels are stored in.
+        let seen = padded.unfold(1, kernel, self.stride).unfold(2, kernel, self.stride);
+        let rows = seen.permute([0, 1, 2, 4, 5, 3]).flatten(3, 5);
+        rows.linear(&weight.permute([0, 2, 3, 1]).flatten(1, 3), bias).permute([0, 3, 1, 2])
     }
 }
 
