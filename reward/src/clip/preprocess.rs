@@ -35,6 +35,7 @@ pub struct Loaded {
 pub fn load(bytes: &[u8], label: &str, size: u32, options: &DecodeOptions) -> Result<Loaded> {
     let Decoded { picture, truncated, clipped_16_bit } = decode(bytes, label, options)?;
     let pixels = preprocess(&picture, size);
+    #[cfg(feature = "turbojpeg")]
     picture.recycle();
     Ok(Loaded { pixels, truncated, clipped_16_bit })
 }

@@ -5,6 +5,7 @@
 //!
 //! Reference: Pillow 13.0, `PIL/{Image,JpegImagePlugin,PngImagePlugin,WebPImagePlugin}.py`.
 
+#[cfg(feature = "turbojpeg")]
 use std::cell::Cell;
 use std::io::{BufRead, Cursor, Seek};
 
@@ -125,18 +126,21 @@ impl Picture {
     }
 }
 
+#[cfg(feature = "turbojpeg")]
 thread_local! {
     /// The memory of this thread's last picture: fresh memory costs a page fault for every 4 KiB.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// `length` bytes of any value.
+#[cfg(feature = "turbojpeg")]
 fn scratch(length: usize) -> Vec<u8> {
     let mut bytes = SCRATCH.take();
     bytes.resize(length, 0);
     bytes
 }
 
+#[cfg(feature = "turbojpeg")]
 impl Picture {
     /// Leaves its memory to the next picture of this thread, unless it is so large that few pictures need it.
     pub(crate) fn recycle(self) {
