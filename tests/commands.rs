@@ -137,7 +137,10 @@ fn scores_read_the_same_in_every_form() {
     assert_eq!(lines, *rows);
 
     let typed = work.run("reward score --model random:tiny --device cpu --prompt fox ./golden/pixels/rgb.png");
-    typed.succeeds().check(typed.stdout == format!("{:.6}\t./golden/pixels/rgb.png\n", scores[1]), "score, tab, path");
+    // The last bits of a product may change with the number of images in a batch.
+    let line = typed.stdout.strip_suffix("\t./golden/pixels/rgb.png\n").and_then(|score| score.parse::<f32>().ok());
+    let near = line.is_some_and(|score| (score - scores[1]).abs() < 1e-5);
+    typed.succeeds().check(near, "score, tab, path");
 }
 
 #[test]
