@@ -1,8 +1,9 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
-//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, start-up, unet, vae, load.
+//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, start-up, unet, vae, load,
+//! finetune, sampling.
 //! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
-//! openai-clip, safetensors, pandas, pyarrow, diffusers and transformers, and diffusers-rs. Data and weights are made once,
+//! openai-clip, safetensors, pandas, pyarrow, diffusers, transformers and peft, and diffusers-rs. Data and weights are made once,
 //! in `target/bench`.
 #![allow(clippy::print_stdout, reason = "a benchmark's figures go to stdout")]
 
@@ -16,12 +17,13 @@ use anyhow::{Context, Result, ensure};
 use reward::{clip::preprocess::load, data::image::DecodeOptions};
 use serde_json::Value;
 
+mod finetune;
 mod stable_diffusion;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 10] = [
+const ROWS: [(&str, Row); 12] = [
     ("gemm", gemm),
     ("decode", decode),
     ("fast-decode", fast_decode),
@@ -32,6 +34,8 @@ const ROWS: [(&str, Row); 10] = [
     ("unet", stable_diffusion::unet),
     ("vae", stable_diffusion::vae),
     ("load", stable_diffusion::load),
+    ("finetune", finetune::finetune),
+    ("sampling", finetune::sampling),
 ];
 
 fn main() -> Result<()> {
@@ -121,27 +125,30 @@ fn gemm() -> Result<()> {
 }
 
 fn decode() -> Result<()> {
-    let images = data("distinct", &["--images", "64"])?.join("images");
-    let files: Vec<PathBuf> = fs_err::read_dir(&images)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    let rate = |fast_for| -> Result<f64> {
-        let options = DecodeOptions { fast_for, ..DecodeOptions::default() };
-        let mut best = 0.0_f64;
-        for _ in 0..3 {
-            let started = Instant::now();
-            for file in &files {
-                std::hint::black_box(load(&fs_err::read(file)?, "", 224, &options)?);
+    let large = ["--images", "16", "--size", "2048"];
+    for (side, data) in [(1024, data("distinct", &["--images", "64"])?), (2048, data("large", &large)?)] {
+        let images = data.join("images");
+        let files: Vec<PathBuf> = fs_err::read_dir(&images)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        let rate = |fast_for| -> Result<f64> {
+            let options = DecodeOptions { fast_for, ..DecodeOptions::default() };
+            let mut best = 0.0_f64;
+            for _ in 0..3 {
+                let started = Instant::now();
+                for file in &files {
+                    std::hint::black_box(load(&fs_err::read(file)?, "", 224, &options)?);
+                }
+                best = best.max(files.len() as f64 / started.elapsed().as_secs_f64());
             }
-            best = best.max(files.len() as f64 / started.elapsed().as_secs_f64());
+            Ok(best)
+        };
+        let theirs =
+            peer("decode.py", &[&images.display().to_string()])?["images_per_second"].as_f64().context("no rate")?;
+        for (name, ours) in [("decode", rate(None)?), ("decode --fast-decode", rate(Some(224))?)] {
+            println!(
+                "{name}: {side}² JPEG to 224² pixels on one core: ours {ours:.1}/s, PIL + torchvision {theirs:.1}/s, {:.2}×",
+                ours / theirs
+            );
         }
-        Ok(best)
-    };
-    let theirs =
-        peer("decode.py", &[&images.display().to_string()])?["images_per_second"].as_f64().context("no rate")?;
-    for (name, ours) in [("decode", rate(None)?), ("decode --fast-decode", rate(Some(224))?)] {
-        println!(
-            "{name}: 1024² JPEG to 224² pixels on one core: ours {ours:.1}/s, PIL + torchvision {theirs:.1}/s, {:.2}×",
-            ours / theirs
-        );
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use diffusion::{
     vae::Vae,
     verify::reference,
 };
+use reward::native::operator_times;
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -25,7 +26,7 @@ use crate::{folder, ours, peer};
 const SIDES: [i64; 3] = [16, 32, 64];
 const TIMESTEP: f64 = 481.0;
 
-fn model() -> Result<String> {
+pub(crate) fn model() -> Result<String> {
     let path = folder("sd21-base");
     let name = path.display().to_string();
     if !path.is_dir() {
@@ -56,6 +57,17 @@ fn compare(row: &str, what: &str, ours: f64, diffusers: &Value, diffusers_rs: f6
     Ok(())
 }
 
+/// The operators of libtorch that take most of the time of `run`.
+fn shares(row: &str, what: &str, run: impl Fn() -> Tensor) {
+    let times = operator_times(|| drop(tch::no_grad(run)));
+    let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
+    let share = |seconds: f64| format!("{:.0} %", 100.0 * seconds / total);
+    let (most, rest) = times.split_at(times.len().min(8));
+    let most = most.iter().map(|(name, seconds)| format!("{} {}", name.trim_start_matches("aten::"), share(*seconds)));
+    let rest = rest.iter().map(|(_, seconds)| seconds).sum();
+    println!("{row}: {what}: {}, others {}", most.collect::<Vec<_>>().join(", "), share(rest));
+}
+
 /// The UNet's forward pass, batch 2.
 pub(crate) fn unet() -> Result<()> {
     let model = model()?;
@@ -65,6 +77,9 @@ pub(crate) fn unet() -> Result<()> {
     let timesteps = Tensor::from_slice(&[TIMESTEP as f32; 2]);
     let latents = |side: i64| normal(0, "latents", &[2, config.channels, side, side]);
     let ours = SIDES.map(latents).map(|x| seconds(|| unet.forward(&x, &timesteps, &context)));
+    for side in SIDES {
+        shares("unet", &format!("{side}×{side} latents"), || unet.forward(&latents(side), &timesteps, &context));
+    }
     let theirs = reference::unet(&config, &unet.parameters)?;
     drop(unet);
     let rust = SIDES.map(latents).map(|x| seconds(|| theirs.model.forward(&x, TIMESTEP, &context)));
@@ -84,6 +99,7 @@ pub(crate) fn vae() -> Result<()> {
     let vae = Vae::new(&config, weights)?;
     let latents = normal(0, "latents", &[1, config.latent_channels, 32, 32]);
     let ours = seconds(|| vae.decode(&latents));
+    shares("vae", "decoding 256²", || vae.decode(&latents));
     let theirs = reference::vae(&config, &vae.parameters)?;
     let rust = seconds(|| theirs.model.decode(&latents));
     compare("vae", "decoding 256²", ours, &peer("stable_diffusion.py", &[&model, "vae"])?["32"], rust)

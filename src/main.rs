@@ -37,6 +37,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         },
         Command::Diffusion(command) => match *command {
             DiffusionCommand::Generate(arguments) => commands::diffusion::generate::run(&arguments),
+            DiffusionCommand::Finetune(arguments) => commands::diffusion::finetune::run(&arguments),
             DiffusionCommand::Export(arguments) => commands::diffusion::export::run(&arguments),
             DiffusionCommand::Verify(arguments) => commands::diffusion::verify::run(&arguments),
         },

@@ -92,6 +92,20 @@ impl Observer for Progress {
                 );
                 self.advance("training", step.step, step.total, &message);
             }
+            Event::Tuned(step) => {
+                let reward = step.reward_mean.map_or(String::new(), |reward| format!("reward {reward:.4} "));
+                let message = format!(
+                    "loss {:.4} {reward}lr {:.2e} {:.2} images/s (sampling {:.1} s, forward {:.1}, backward {:.1}), peak {:.1} GB",
+                    step.loss,
+                    step.learning_rate,
+                    step.images_per_second,
+                    step.rollout_seconds,
+                    step.forward_seconds,
+                    step.backward_seconds,
+                    step.peak_memory_bytes as f64 / 1e9,
+                );
+                self.advance("fine-tuning", step.step, step.total, &message);
+            }
             Event::Validated { step, validation, best } => self.line(&format!(
                 "step {step}: validation accuracy {:.4} [{:.4}, {:.4}], gap {:+.4}{}",
                 validation.accuracy,

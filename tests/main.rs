@@ -11,6 +11,8 @@ mod commands;
 #[cfg(feature = "torch")]
 mod diffusion_bad;
 #[cfg(feature = "torch")]
+mod diffusion_finetune;
+#[cfg(feature = "torch")]
 mod diffusion_generate;
 #[cfg(feature = "torch")]
 mod diffusion_interrupted;

@@ -2,9 +2,11 @@
 //!
 //! A library of events and values: nothing here prints.
 
+pub mod algorithm;
 mod attention;
 pub mod config;
 pub mod export;
+pub mod finetune;
 pub mod folder;
 pub mod generate;
 mod hub;
@@ -12,6 +14,7 @@ pub mod layer;
 pub mod lora;
 pub mod noise;
 pub mod pipeline;
+pub mod policy;
 pub mod prompts;
 mod residual;
 pub mod sample;

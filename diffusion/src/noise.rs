@@ -26,15 +26,16 @@ pub fn normal(seed: u64, name: &str, shape: &[i64]) -> Tensor {
 
 /// The initial latents of a batch, [B, shape], of unit variance: image i has effective seed `seeds[i]`.
 pub fn initial_latents(seeds: &[u64], shape: [i64; 3]) -> Tensor {
-    batch(seeds, "latents", shape)
+    named(seeds, "latents", shape)
 }
 
 /// The noise that stochastic samplers add in step `step`, [B, shape].
 pub fn step_noise(seeds: &[u64], step: usize, shape: [i64; 3]) -> Tensor {
-    batch(seeds, &format!("step/{step}"), shape)
+    named(seeds, &format!("step/{step}"), shape)
 }
 
-fn batch(seeds: &[u64], name: &str, shape: [i64; 3]) -> Tensor {
+/// The stream `name` of each image, [B, shape], of unit variance.
+pub fn named(seeds: &[u64], name: &str, shape: [i64; 3]) -> Tensor {
     let images: Vec<Tensor> = seeds.iter().map(|seed| normal(*seed, name, &shape)).collect();
     Tensor::stack(&images, 0)
 }

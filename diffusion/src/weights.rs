@@ -57,6 +57,19 @@ pub struct Parameters {
     pub kind: Kind,
 }
 
+impl Parameters {
+    /// The tensors that require gradients by name: weights by their key, adapters by `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
+    pub fn trained(&self) -> Vec<(String, Tensor)> {
+        let weights = self.tensors.iter().map(|(key, tensor)| (key.clone(), tensor));
+        let adapters = self.adapted.iter().flat_map(|(layer, adapter)| {
+            [("A", &adapter.down), ("B", &adapter.up)]
+                .map(|(part, tensor)| (format!("{layer}.lora_{part}.weight"), tensor))
+        });
+        let trained = weights.chain(adapters).filter(|(_, tensor)| tensor.requires_grad());
+        trained.map(|(name, tensor)| (name, tensor.shallow_clone())).collect()
+    }
+}
+
 /// What a random parameter looks like.
 enum Initial {
     Constant(f64),

@@ -1,8 +1,15 @@
-// What tch does not bind of libtorch: gradient checkpointing, the fused optimizer steps, the gradient norm, peak memory.
+// What tch does not bind of libtorch: gradient checkpointing, the fused optimizer steps, the gradient norm, memory,
+// operator times.
 // Every function returns 0, or -1 with the reason in sr_last_error(). Tensors are borrowed `torch::Tensor*`, as in tch.
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/record_function.h>
 #include <torch/torch.h>
 
+#include <chrono>
+#include <map>
+#include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace {
@@ -27,8 +34,8 @@ std::vector<at::Tensor> gather(torch::Tensor* const* tensors, size_t count) {
   return all;
 }
 
-// Runs the Rust closure: borrows the input, returns an owned output, or null after a panic.
-using Run = torch::Tensor* (*)(void* closure, torch::Tensor* input);
+// Runs the Rust closure: borrows the input, returns an owned output, or null after a panic with its message.
+using Run = torch::Tensor* (*)(void* closure, torch::Tensor* input, char* message, size_t capacity);
 using Drop = void (*)(void* closure);
 
 // The Rust closure, owned by the graph node that will call it again.
@@ -39,8 +46,9 @@ struct Closure : torch::CustomClassHolder {
   Closure(void* closure, Run run, Drop drop) : closure(closure), run(run), drop(drop) {}
   ~Closure() override { drop(closure); }
   at::Tensor call(at::Tensor input) const {
-    torch::Tensor* output = run(closure, &input);
-    if (!output) throw std::runtime_error("the checkpointed block panicked");
+    char message[512] = "";
+    torch::Tensor* output = run(closure, &input, message, sizeof message);
+    if (!output) throw std::runtime_error(message);
     at::Tensor result = std::move(*output);
     delete output;
     return result;
@@ -83,6 +91,33 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
   }
 };
 
+// Seconds spent in each operator itself, without those it calls, on the thread that profiles.
+struct Times {
+  using Clock = std::chrono::steady_clock;
+  struct Call {
+    Clock::time_point start;
+    double inner = 0;
+  };
+  std::vector<Call> stack;
+  std::map<std::string, double> seconds;
+};
+
+thread_local Times times;
+
+std::unique_ptr<at::ObserverContext> operator_starts(const at::RecordFunction&) {
+  times.stack.push_back({Times::Clock::now()});
+  return nullptr;
+}
+
+void operator_ends(const at::RecordFunction& function, at::ObserverContext*) {
+  if (times.stack.empty()) return;
+  const auto call = times.stack.back();
+  times.stack.pop_back();
+  const double took = std::chrono::duration<double>(Times::Clock::now() - call.start).count();
+  times.seconds[function.name()] += took - call.inner;
+  if (!times.stack.empty()) times.stack.back().inner += took;
+}
+
 }  // namespace
 
 extern "C" {
@@ -121,6 +156,34 @@ int sr_gradient_norm(torch::Tensor* const* gradients, size_t count, double* norm
   return guarded([&] {
     at::NoGradGuard no_grad;
     *norm = at::stack(at::_foreach_norm(gather(gradients, count), 2)).norm().item<double>();
+  });
+}
+
+
+// Of an accelerator: the most bytes its tensors ever took, and what is free and there in all.
+int sr_memory(int index, uint64_t* peak, uint64_t* free, uint64_t* total) {
+  return guarded([&] {
+    const auto device = static_cast<c10::DeviceIndex>(index);
+    const auto kind = static_cast<size_t>(at::CachingAllocator::StatType::AGGREGATE);
+    *peak = static_cast<uint64_t>(at::accelerator::getDeviceStats(device).allocated_bytes[kind].peak);
+    std::tie(*free, *total) = at::accelerator::getMemoryInfo(device);
+  });
+}
+
+// Gives cached blocks of the accelerator back, after it ran out of memory.
+int sr_empty_cache() {
+  return guarded([] { at::accelerator::emptyCache(); });
+}
+
+// Runs `body(data)`, then tells `report` every operator that ran on this thread, with its own seconds.
+int sr_operator_times(void (*body)(void*), void (*report)(void*, const char*, double), void* data) {
+  return guarded([&] {
+    times = {};
+    const auto callback = at::addThreadLocalCallback(
+        at::RecordFunctionCallback(operator_starts, operator_ends).scopes({at::RecordScope::FUNCTION}));
+    body(data);
+    at::removeCallback(callback);
+    for (const auto& [name, seconds] : times.seconds) report(data, name.c_str(), seconds);
   });
 }
 

@@ -23,6 +23,8 @@ pub enum Event<'a> {
     Preflight(&'a Report),
     /// One optimizer step is done.
     Step(&'a Step),
+    /// One optimizer step of fine-tuning is done.
+    Tuned(&'a TunedStep),
     /// The model was validated after `step` steps.
     Validated {
         /// Optimizer steps so far.
@@ -67,6 +69,40 @@ pub struct Step {
     pub grad_norm: f64,
     /// Triplets of this batch per second.
     pub triplets_per_second: f64,
+}
+
+/// The figures of one optimizer step of fine-tuning: a line of `metrics.jsonl`.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct TunedStep {
+    /// Counted from 1.
+    pub step: usize,
+    /// Steps of the whole run.
+    #[serde(skip)]
+    pub total: usize,
+    /// Mean over the effective batch, before the update.
+    pub loss: f64,
+    /// Mean of the raw reward over the batch; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_mean: Option<f64>,
+    /// Its standard deviation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_std: Option<f64>,
+    /// Euclidean norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Training images of this step per second.
+    pub images_per_second: f64,
+    /// The most memory taken so far.
+    pub peak_memory_bytes: u64,
+    /// Seconds of sampling without a graph.
+    pub rollout_seconds: f64,
+    /// Seconds of forward passes with a graph: the steps that train, decoding and the reward.
+    pub forward_seconds: f64,
+    /// Seconds of backward passes.
+    pub backward_seconds: f64,
+    /// Seconds of the optimizer.
+    pub optimizer_seconds: f64,
 }
 
 /// Listens.

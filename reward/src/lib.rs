@@ -12,6 +12,8 @@ pub mod event;
 #[cfg(feature = "torch")]
 pub mod loss;
 #[cfg(feature = "torch")]
+pub mod metrics;
+#[cfg(feature = "torch")]
 pub mod native;
 #[cfg(feature = "torch")]
 pub mod optim;

@@ -6,10 +6,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
-type Run = unsafe extern "C" fn(*mut c_void, *mut C_tensor) -> *mut C_tensor;
+type Run = unsafe extern "C" fn(*mut c_void, *mut C_tensor, *mut c_char, usize) -> *mut C_tensor;
 type Drop = unsafe extern "C" fn(*mut c_void);
 type Closure = Box<dyn Fn(&Tensor) -> Tensor + Send>;
 
@@ -38,6 +38,13 @@ unsafe extern "C" {
         decoupled: c_int,
     ) -> c_int;
     fn sr_gradient_norm(gradients: *const *const C_tensor, count: usize, norm: *mut f64) -> c_int;
+    fn sr_memory(index: c_int, peak: *mut u64, free: *mut u64, total: *mut u64) -> c_int;
+    fn sr_empty_cache() -> c_int;
+    fn sr_operator_times(
+        body: unsafe extern "C" fn(*mut c_void),
+        report: unsafe extern "C" fn(*mut c_void, *const c_char, f64),
+        data: *mut c_void,
+    ) -> c_int;
 }
 
 /// The first line of a panic's message: how tch reports what libtorch says.
@@ -69,7 +76,12 @@ fn check(status: c_int) {
 /// # Panics
 /// Where `block` or libtorch does, now or in the backward pass.
 pub fn checkpoint(x: &Tensor, parameters: &[Tensor], block: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Tensor {
-    unsafe extern "C" fn run(closure: *mut c_void, input: *mut C_tensor) -> *mut C_tensor {
+    unsafe extern "C" fn run(
+        closure: *mut c_void,
+        input: *mut C_tensor,
+        message: *mut c_char,
+        capacity: usize,
+    ) -> *mut C_tensor {
         // SAFETY: `closure` is the box made below, alive as long as the graph node that calls this; `input` is borrowed.
         let (closure, input) = unsafe { (&*closure.cast::<Closure>(), Tensor::clone_from_ptr(input)) };
         match catch_unwind(AssertUnwindSafe(|| closure(&input))) {
@@ -78,7 +90,13 @@ pub fn checkpoint(x: &Tensor, parameters: &[Tensor], block: impl Fn(&Tensor) -> 
                 std::mem::forget(output);
                 pointer
             }
-            Err(_) => std::ptr::null_mut(),
+            Err(panic) => {
+                let text = panic_text(&*panic);
+                let length = text.len().min(capacity - 1);
+                // SAFETY: `message` has room for `capacity` bytes and is zeroed.
+                unsafe { std::ptr::copy_nonoverlapping(text.as_ptr().cast(), message, length) };
+                std::ptr::null_mut()
+            }
         }
     }
     unsafe extern "C" fn drop(closure: *mut c_void) {
@@ -170,6 +188,71 @@ pub fn gradient_norm(gradients: &[Tensor]) -> f64 {
     norm
 }
 
+/// Bytes of memory, of a device or of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// The most that was taken so far: by tensors on an accelerator, by the whole process on a CPU.
+    pub peak: u64,
+    /// What is free now.
+    pub free: u64,
+}
+
+/// The memory of `device`; nothing where the system does not say.
+pub fn memory(device: Device) -> Option<Memory> {
+    if let Device::Cuda(index) = device {
+        let (mut peak, mut free, mut total) = (0, 0, 0);
+        // SAFETY: three places for the answers.
+        let status = unsafe { sr_memory(index as c_int, &mut peak, &mut free, &mut total) };
+        return (status == 0).then_some(Memory { peak, free });
+    }
+    let figure = |file: &str, name: &str| -> Option<u64> {
+        let text = fs_err::read_to_string(file).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    Some(Memory { peak: figure("/proc/self/status", "VmHWM:")?, free: figure("/proc/meminfo", "MemAvailable:")? })
+}
+
+/// Gives back what an accelerator holds ready for tensors, after it ran out of memory.
+pub fn empty_cache(device: Device) {
+    if device.is_cuda() {
+        // SAFETY: no arguments; a failure changes nothing.
+        unsafe { sr_empty_cache() };
+    }
+}
+
+/// Runs `work` and gives the seconds that each libtorch operator took by itself on this thread, the longest first.
+///
+/// # Panics
+/// Where `work` or libtorch does.
+pub fn operator_times<F: FnOnce()>(work: F) -> Vec<(String, f64)> {
+    struct Data<F> {
+        work: Option<F>,
+        panic: Option<Box<dyn std::any::Any + Send>>,
+        times: Vec<(String, f64)>,
+    }
+    unsafe extern "C" fn body<F: FnOnce()>(data: *mut c_void) {
+        // SAFETY: `data` is the `Data<F>` below, lent for the call and used by nobody else.
+        let data = unsafe { &mut *data.cast::<Data<F>>() };
+        if let Some(work) = data.work.take() {
+            data.panic = catch_unwind(AssertUnwindSafe(work)).err();
+        }
+    }
+    unsafe extern "C" fn report<F>(data: *mut c_void, name: *const c_char, seconds: f64) {
+        // SAFETY: as above; `name` is NUL-terminated and lives for the call.
+        let (data, name) = unsafe { (&mut *data.cast::<Data<F>>(), CStr::from_ptr(name)) };
+        data.times.push((name.to_string_lossy().into_owned(), seconds));
+    }
+    let mut data = Data { work: Some(work), panic: None, times: Vec::new() };
+    // SAFETY: both callbacks get back the pointer to `data`, which outlives the call.
+    check(unsafe { sr_operator_times(body::<F>, report::<F>, std::ptr::from_mut(&mut data).cast()) });
+    if let Some(panic) = data.panic {
+        std::panic::resume_unwind(panic);
+    }
+    data.times.sort_by(|left, right| right.1.total_cmp(&left.1));
+    data.times
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
@@ -206,7 +289,17 @@ mod tests {
             assert_eq!(calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed), 0, "second call");
             x * &own
         });
-        assert!(y.f_backward().is_err());
+        let message = y.f_backward().unwrap_err().to_string();
+        assert!(message.contains("second call"), "{message}");
+    }
+
+    #[test]
+    fn operators_that_ran_are_timed() {
+        let x = Tensor::ones([64, 64], (Kind::Float, Device::Cpu));
+        let times = operator_times(|| drop(x.matmul(&x).relu()));
+        let names: Vec<&str> = times.iter().map(|(name, _)| name.as_str()).collect();
+        assert!(names.contains(&"aten::mm") && names.contains(&"aten::relu"), "{names:?}");
+        assert!(times.iter().all(|(_, seconds)| *seconds >= 0.0));
     }
 
     #[test]

@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde::{Deserialize, Serialize};
 
+use super::finetune::FinetuneArgs;
+
 #[derive(Subcommand)]
 pub(crate) enum DiffusionCommand {
     /// Images for prompts: PNG files and a table of them
     Generate(Box<GenerateArgs>),
+    /// Fine-tune a model so that a reward of its images rises
+    Finetune(Box<FinetuneArgs>),
     /// Write a model as a diffusers folder, or a LoRA in the other layout
     Export(DiffusionExportArgs),
     /// Compare our models with diffusers-rs on the same weights and input

@@ -1,6 +1,7 @@
 //! The command line as it is typed. Flags are kebab-case and also accept the seed's underscores.
 
 mod diffusion;
+mod finetune;
 mod reward;
 
 use std::{ffi::OsString, path::PathBuf};
@@ -8,6 +9,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use diffusion::{DiffusionCommand, DiffusionExportArgs, GenerateArgs, VerifyArgs};
+pub(crate) use finetune::FinetuneArgs;
 pub(crate) use reward::{
     CommonArgs, ExportArgs, ExportFormat, ImageArgs, RewardCommand, ScoreArgs, TrainArgs, ValidateArgs,
 };
@@ -28,7 +30,7 @@ pub(crate) enum Command {
     /// The preference model: train, validate, score, export
     #[command(subcommand)]
     Reward(Box<RewardCommand>),
-    /// Stable Diffusion: generate images, check a model, export it
+    /// Stable Diffusion: fine-tune against a reward, generate images, check a model, export it
     #[command(subcommand)]
     Diffusion(Box<DiffusionCommand>),
     /// Train and validate a small CLIP on a generated picture world, on a CPU, in minutes

@@ -76,7 +76,7 @@ pub(crate) struct TrainArgs {
     /// Checkpoints that stay on disk; 0 keeps all [default: 3]
     #[arg(long, value_name = "N")]
     keep_checkpoints: Option<u32>,
-    /// Micro-batches that a batch is split into [default: 1]
+    /// Micro-batches that a batch is split into [default: 1; on a CPU, as many as keep them at 16 triplets or fewer]
     #[arg(long, value_name = "N")]
     gradient_accumulation: Option<u32>,
     /// Scale larger gradients down to this norm

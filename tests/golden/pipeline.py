@@ -2,7 +2,8 @@
 
     python tests/golden/pipeline.py        writes pipeline/
 
-diffusers 0.42.1, transformers 5, torch 2.11.0. `pipeline/model` is the folder as `save_pretrained` leaves it.
+diffusers 0.42.1, transformers 5, torch 2.11.0. `pipeline/model` is the folder as `save_pretrained` leaves it,
+`pipeline/pytorch_model.bin` its text encoder in the form that older folders have.
 """
 
 import json
@@ -131,6 +132,7 @@ def main() -> None:
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(FOLDER / "model")
+    torch.save(pipe.text_encoder.state_dict(), FOLDER / "pytorch_model.bin")
     start = torch.randn((len(PROMPTS), 4, 8, 8), generator=torch.Generator().manual_seed(1))
     stored = {"start": start}
     ids = pipe.tokenizer([*PROMPTS, NEGATIVE], padding="max_length", truncation=True, return_tensors="pt").input_ids

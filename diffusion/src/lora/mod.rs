@@ -1,6 +1,7 @@
 //! LoRA (Hu et al., 2021, <https://arxiv.org/abs/2106.09685>, equation 3: `W + alpha/r · B A`) as files: read strictly from diffusers,
 //! PEFT and kohya files, merged into weights and taken out again, written in both forms.
 
+mod fresh;
 mod keys;
 mod merge;
 mod read;
@@ -12,6 +13,8 @@ use tch::Tensor;
 
 use crate::{layer::Adapter, weights::Parameters};
 
+pub use fresh::fresh;
+pub(crate) use merge::delta;
 pub use merge::{Merged, merge};
 pub use save::{diffusers, kohya};
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Error, Result};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ddim {
     prediction: PredictionType,
     clip_range: Option<f64>,

@@ -23,7 +23,7 @@ enum SolverType {
     Heun,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Dpmpp2m {
     prediction: PredictionType,
     solver: SolverType,

@@ -13,7 +13,7 @@ use super::{
 use crate::Result;
 
 /// Latents on the scale x = x₀ + sigma · ε.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Euler {
     prediction: PredictionType,
     pub(super) timesteps: Vec<f64>,

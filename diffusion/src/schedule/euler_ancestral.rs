@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::{SchedulerConfig, Step, euler::Euler};
 use crate::Result;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct EulerAncestral {
     pub(super) euler: Euler,
 }

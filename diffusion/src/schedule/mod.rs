@@ -102,10 +102,10 @@ impl Step {
 }
 
 /// A sampler set to a number of steps.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sampler(Method);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Method {
     Ddim(Ddim),
     Dpmpp2m(Dpmpp2m),

@@ -1,6 +1,7 @@
 //! The levels of the UNet, with diffusers' names: `CrossAttnDownBlock2D`, `DownBlock2D`, `UNetMidBlock2DCrossAttn`,
 //! `CrossAttnUpBlock2D`, `UpBlock2D`. Where a level has no transformers, `attentions` is empty.
 
+use reward::native::checkpoint;
 use tch::Tensor;
 
 use super::transformer::{Context, Transformer};
@@ -8,6 +9,29 @@ use crate::{
     layer::{Conv2d, Handle},
     residual::{ResidualBlock, enlarged},
 };
+
+/// What every block of one call of the UNet gets.
+pub(super) struct Call<'a> {
+    /// SiLU of the time embedding, `[B, width]`.
+    pub(super) time: Tensor,
+    /// The prompts.
+    pub(super) context: &'a Context,
+    /// The tensors that train, where blocks keep only their input for the backward pass and compute the rest again.
+    pub(super) recomputed: Option<Vec<Tensor>>,
+}
+
+/// A residual block and the transformer that may follow it. `x`: `[B, in, H, W]`; gives `[B, out, H, W]`.
+fn stage(x: &Tensor, call: &Call, resnet: &ResidualBlock, attention: Option<&Transformer>) -> Tensor {
+    let run =
+        |x: &Tensor, resnet: &ResidualBlock, attention: Option<&Transformer>, time: &Tensor, context: &Context| {
+            let x = resnet.forward(x, Some(time));
+            attention.map_or_else(|| x.shallow_clone(), |attention| attention.forward(&x, context))
+        };
+    let Some(trained) = &call.recomputed else { return run(x, resnet, attention, &call.time, call.context) };
+    let (resnet, attention) = (resnet.handle(), attention.map(Handle::handle));
+    let (time, context) = (call.time.handle(), call.context.handle());
+    checkpoint(x, trained, move |x| run(x, &resnet, attention.as_ref(), &time, &context))
+}
 
 /// A level on the way down.
 #[derive(Debug)]
@@ -60,14 +84,11 @@ impl Handle for UpBlock {
 }
 
 impl DownBlock {
-    /// `x`: `[B, in, H, W]`; `time`: `[B, width]`. Gives what goes further down, and adds what the way up needs to `skips`.
-    pub(super) fn forward(&self, x: &Tensor, time: &Tensor, context: &Context, skips: &mut Vec<Tensor>) -> Tensor {
+    /// `x`: `[B, in, H, W]`. Gives what goes further down, and adds what the way up needs to `skips`.
+    pub(super) fn forward(&self, x: &Tensor, call: &Call, skips: &mut Vec<Tensor>) -> Tensor {
         let mut x = x.shallow_clone();
         for (index, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.forward(&x, Some(time));
-            if let Some(attention) = self.attentions.get(index) {
-                x = attention.forward(&x, context);
-            }
+            x = stage(&x, call, resnet, self.attentions.get(index));
             skips.push(x.shallow_clone());
         }
         if let Some(downsampler) = &self.downsampler {
@@ -80,30 +101,19 @@ impl DownBlock {
 
 impl MidBlock {
     /// `x`: `[B, C, H, W]`; gives the same shape.
-    pub(super) fn forward(&self, x: &Tensor, time: &Tensor, context: &Context) -> Tensor {
-        let x = self.resnets[0].forward(x, Some(time));
-        let x = self.attention.forward(&x, context);
-        self.resnets[1].forward(&x, Some(time))
+    pub(super) fn forward(&self, x: &Tensor, call: &Call) -> Tensor {
+        let x = stage(x, call, &self.resnets[0], Some(&self.attention));
+        stage(&x, call, &self.resnets[1], None)
     }
 }
 
 impl UpBlock {
     /// `x`: `[B, previous, H, W]`; `skips`: one for each residual block, the one it takes first last; `size`: height and
     /// width of what comes next, where this level enlarges.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        time: &Tensor,
-        context: &Context,
-        skips: Vec<Tensor>,
-        size: [i64; 2],
-    ) -> Tensor {
+    pub(super) fn forward(&self, x: &Tensor, call: &Call, skips: Vec<Tensor>, size: [i64; 2]) -> Tensor {
         let mut x = x.shallow_clone();
         for (index, (resnet, skip)) in self.resnets.iter().zip(skips.into_iter().rev()).enumerate() {
-            x = resnet.forward(&Tensor::cat(&[x, skip], 1), Some(time));
-            if let Some(attention) = self.attentions.get(index) {
-                x = attention.forward(&x, context);
-            }
+            x = stage(&Tensor::cat(&[x, skip], 1), call, resnet, self.attentions.get(index));
         }
         match &self.upsampler {
             Some(upsampler) => upsampler.forward(&enlarged(&x, size)),

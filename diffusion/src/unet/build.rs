@@ -107,6 +107,17 @@ impl Unet {
         let mid = build.mid();
         let up = (0..levels).map(|index| build.up(index)).collect();
         let parameters = build.weights.finish()?;
-        Ok(Self { config: config.clone(), parameters, time, conv_in, down, mid, up, norm_out, conv_out })
+        Ok(Self {
+            config: config.clone(),
+            parameters,
+            checkpointing: false,
+            time,
+            conv_in,
+            down,
+            mid,
+            up,
+            norm_out,
+            conv_out,
+        })
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     residual::side,
     weights::Parameters,
 };
-use block::{DownBlock, MidBlock, UpBlock};
+use block::{Call, DownBlock, MidBlock, UpBlock};
 use time::TimeEmbedding;
 pub use transformer::Context;
 
@@ -25,6 +25,8 @@ pub struct Unet {
     pub config: UnetConfig,
     /// Handles on every weight and adapter, and the adapters' switch.
     pub parameters: Parameters,
+    /// Keep only the input of each block for the backward pass, and compute the block again there.
+    pub checkpointing: bool,
     time: TimeEmbedding,
     conv_in: Conv2d,
     down: Vec<DownBlock>,
@@ -61,16 +63,21 @@ impl Unet {
     pub fn forward_with(&self, latents: &Tensor, timesteps: &Tensor, context: &Context) -> Tensor {
         let kind = self.parameters.kind;
         let time = self.time.forward(timesteps, kind);
+        let recomputed = self.checkpointing.then(|| {
+            let trained = self.parameters.trained().into_iter().map(|(_, tensor)| tensor);
+            trained.chain([time.shallow_clone()]).collect()
+        });
+        let call = Call { time, context, recomputed };
         let mut x = self.conv_in.forward(&latents.to_kind(kind));
         let mut skips = vec![x.shallow_clone()];
         for block in &self.down {
-            x = block.forward(&x, &time, context, &mut skips);
+            x = block.forward(&x, &call, &mut skips);
         }
-        x = self.mid.forward(&x, &time, context);
+        x = self.mid.forward(&x, &call);
         for block in &self.up {
             let own = skips.split_off(skips.len().saturating_sub(block.resnets.len()));
             let size = skips.last().map_or(side(&x), side);
-            x = block.forward(&x, &time, context, own, size);
+            x = block.forward(&x, &call, own, size);
         }
         self.conv_out.forward(&self.norm_out.forward_silu(&x)).to_kind(Kind::Float)
     }

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::{
     attention::attend,
-    layer::{Conv2d, GroupNorm, Linear},
+    layer::{Conv2d, GroupNorm, Handle, Linear},
     residual::{Norms, ResidualBlock, enlarged, side},
     weights::Weights,
 };
@@ -20,6 +20,21 @@ pub(super) struct Level {
 enum Resize {
     Halve(Conv2d),
     Double(Conv2d),
+}
+
+impl Handle for Resize {
+    fn handle(&self) -> Self {
+        match self {
+            Self::Halve(conv) => Self::Halve(conv.handle()),
+            Self::Double(conv) => Self::Double(conv.handle()),
+        }
+    }
+}
+
+impl Handle for Level {
+    fn handle(&self) -> Self {
+        Self { resnets: self.resnets.handle(), resize: self.resize.handle() }
+    }
 }
 
 impl Level {
@@ -95,6 +110,20 @@ pub(super) struct Middle {
     to_k: Linear,
     to_v: Linear,
     to_out: Linear,
+}
+
+impl Handle for Middle {
+    fn handle(&self) -> Self {
+        let [first, second] = &self.resnets;
+        Self {
+            resnets: [first.handle(), second.handle()],
+            group_norm: self.group_norm.handle(),
+            to_q: self.to_q.handle(),
+            to_k: self.to_k.handle(),
+            to_v: self.to_v.handle(),
+            to_out: self.to_out.handle(),
+        }
+    }
 }
 
 impl Middle {

@@ -6,12 +6,13 @@ mod tiles;
 
 use std::borrow::Cow;
 
+use reward::native::checkpoint;
 use tch::{Kind, Tensor};
 
 use crate::{
     Result,
     config::VaeConfig,
-    layer::{Conv2d, GroupNorm},
+    layer::{Conv2d, GroupNorm, Handle},
     residual::Norms,
     weights::{Parameters, Weights},
 };
@@ -28,6 +29,9 @@ pub struct Vae {
     pub config: VaeConfig,
     /// Handles on every weight.
     pub parameters: Parameters,
+    /// Keep only the input of each level of the decoder for the backward pass, and compute the level again there. For a VAE
+    /// that does not train.
+    pub checkpointing: bool,
     encoder: Half,
     quant_conv: Conv2d,
     post_quant_conv: Conv2d,
@@ -97,7 +101,8 @@ impl Vae {
         let quant_conv = weights.conv2d("quant_conv", 2 * latent, 2 * latent, 1, 1, 0);
         let post_quant_conv = weights.conv2d("post_quant_conv", latent, latent, 1, 1, 0);
         let parameters = weights.finish()?;
-        Ok(Self { config: config.clone(), parameters, encoder, quant_conv, post_quant_conv, decoder })
+        let (config, checkpointing) = (config.clone(), false);
+        Ok(Self { config, parameters, checkpointing, encoder, quant_conv, post_quant_conv, decoder })
     }
 
     /// The distribution of an image's latents.
@@ -120,9 +125,18 @@ impl Vae {
     pub fn decode(&self, latents: &Tensor) -> Tensor {
         let decoder = &self.decoder;
         let x = self.post_quant_conv.forward(&latents.to_kind(self.parameters.kind));
-        let mut x = decoder.middle.forward(&decoder.conv_in.forward(&x));
-        for level in &decoder.levels {
-            x = level.forward(&x);
+        let mut x = decoder.conv_in.forward(&x);
+        if self.checkpointing {
+            let middle = decoder.middle.handle();
+            x = checkpoint(&x, &[], move |x| middle.forward(x));
+            for level in decoder.levels.handle() {
+                x = checkpoint(&x, &[], move |x| level.forward(x));
+            }
+        } else {
+            x = decoder.middle.forward(&x);
+            for level in &decoder.levels {
+                x = level.forward(&x);
+            }
         }
         decoder.finish(&x).to_kind(Kind::Float)
     }

@@ -11,7 +11,7 @@ use diffusion::{
     weights::Parameters,
 };
 
-use crate::fixture::values;
+use crate::fixture::{golden, values};
 
 struct Models {
     unet: Unet,
@@ -88,7 +88,26 @@ fn layers_are_told_without_reading_weights() {
 }
 
 #[test]
-fn fp16_variants_shards_and_pickles_are_found() {
+fn a_pickle_is_read_where_there_is_no_safetensors_file() {
+    let temporary = tempfile::tempdir().unwrap();
+    let model = golden("pipeline/model");
+    for part in ["text_encoder", "tokenizer", "scheduler", "unet", "vae", "."] {
+        fs_err::create_dir_all(temporary.path().join(part)).unwrap();
+        for entry in fs_err::read_dir(model.join(part)).unwrap().map(Result::unwrap) {
+            if entry.path().is_file() {
+                fs_err::copy(entry.path(), temporary.path().join(part).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    let encoder = temporary.path().join("text_encoder");
+    fs_err::remove_file(encoder.join("model.safetensors")).unwrap();
+    fs_err::copy(golden("pipeline/pytorch_model.bin"), encoder.join("pytorch_model.bin")).unwrap();
+    let read = models(&open(temporary.path().to_str().unwrap()));
+    assert_same(&read.text.parameters, &models(&open(model.to_str().unwrap())).text.parameters, 0.0);
+}
+
+#[test]
+fn fp16_variants_and_shards_are_found() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path().join("model");
     let written = write(&folder, Precision::Full);

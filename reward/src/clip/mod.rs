@@ -5,6 +5,8 @@ pub mod block;
 mod clean;
 pub mod config;
 #[cfg(feature = "torch")]
+pub mod in_graph;
+#[cfg(feature = "torch")]
 pub mod model;
 pub mod preprocess;
 pub mod tokenizer;

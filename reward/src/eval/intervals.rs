@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Binomial, Distribution};
@@ -63,6 +64,32 @@ pub fn bootstrap_by_prompt(prompts: &[&str], outcomes: &[f64], seed: u64) -> Int
     Interval { low: percentile(&accuracies, 0.025), high: percentile(&accuracies, 0.975) }
 }
 
+/// Percentile bootstrap of the mean of any `values`, whole prompts drawn with replacement: 2,000 resamples. `prompts` names
+/// the prompt of each value. The same `seed` gives the same interval. With a single prompt the interval has no width.
+///
+/// # Panics
+/// If the lengths differ or there is no value.
+pub fn bootstrap_mean_by_prompt(prompts: &[&str], values: &[f64], seed: u64) -> Interval {
+    assert_eq!(prompts.len(), values.len(), "a prompt for every value");
+    assert!(!values.is_empty(), "nothing to resample");
+    let mut clusters: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for (prompt, value) in prompts.iter().zip(values) {
+        let (sum, count) = clusters.entry(prompt).or_default();
+        *sum += value;
+        *count += 1.0;
+    }
+    let clusters: Vec<(f64, f64)> = clusters.into_values().collect();
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    let mut resampled = || {
+        let drawn = (0..clusters.len()).map(|_| clusters[generator.random_range(0..clusters.len())]);
+        let (sum, count) = drawn.fold((0.0, 0.0), |(sums, counts), (sum, count)| (sums + sum, counts + count));
+        sum / count
+    };
+    let mut means: Vec<f64> = (0..RESAMPLES).map(|_| resampled()).collect();
+    means.sort_unstable_by(f64::total_cmp);
+    Interval { low: percentile(&means, 0.025), high: percentile(&means, 0.975) }
+}
+
 /// One resample: `groups` maps (half wins, pairs) of a prompt to the number of such prompts.
 fn resampled_accuracy(groups: &BTreeMap<(u64, u64), u64>, prompts: u64, generator: &mut ChaCha8Rng) -> f64 {
     let (mut to_draw, mut left) = (prompts, prompts);
@@ -91,6 +118,20 @@ mod tests {
 
     fn assert_close(interval: Interval, low: f64, high: f64, tolerance: f64) {
         assert!((interval.low - low).abs() < tolerance && (interval.high - high).abs() < tolerance, "{interval:?}");
+    }
+
+    /// Of 400 values 0, 1, 2, 3 in turn the mean is 1.5 and its standard error √1.25 / 20; four prompts hold one each of
+    /// them, 100 times over, so that by prompt it is √1.25 / 2.
+    #[test]
+    fn a_mean_spreads_by_its_standard_error_over_prompts() {
+        let values: Vec<f64> = (0..400).map(|index| f64::from(index % 4)).collect();
+        let own: Vec<String> = (0..400).map(|index| index.to_string()).collect();
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        let half = 1.96 * 1.25_f64.sqrt() / 20.0;
+        assert_close(bootstrap_mean_by_prompt(&own, &values, 0), 1.5 - half, 1.5 + half, 0.02);
+        let shared: Vec<&str> = (0..400).map(|index| ["a", "b", "c", "d"][index % 4]).collect();
+        let interval = bootstrap_mean_by_prompt(&shared, &values, 0);
+        assert!(interval.low < 0.8 && interval.high > 2.2, "{interval:?}");
     }
 
     /// python tests/golden/statistics.py (scipy)

@@ -43,4 +43,12 @@ impl Metrics {
         let scalars = scalars.filter_map(|(name, value)| Some((name.as_str(), value.as_f64()? as f32)));
         self.events.scalars(step, scalars)
     }
+
+    /// Adds an RGB picture, a whole PNG file, to TensorBoard.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn image(&mut self, step: usize, tag: &str, png: &[u8], [height, width]: [u32; 2]) -> Result<()> {
+        self.events.image(step as i64, tag, png, [height, width])
+    }
 }

@@ -1,4 +1,4 @@
-//! TensorBoard event files: TFRecord framing around the few protobuf fields that scalars need
+//! TensorBoard event files: TFRecord framing around the few protobuf fields that scalars and images need
 //! (<https://github.com/tensorflow/tensorboard>, `tensorboard/compat/proto/event.proto` and `summary.proto`).
 
 use std::{
@@ -46,8 +46,32 @@ impl EventWriter {
             entry.extend(value.to_le_bytes());
             bytes_field(&mut summary, 1, &entry);
         }
+        self.summary(step, &summary)
+    }
+
+    /// Adds a named RGB picture, a whole PNG file, at `step`.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn image(&mut self, step: i64, tag: &str, png: &[u8], [height, width]: [u32; 2]) -> Result<()> {
+        const RGB: u32 = 3;
+        let mut image = Vec::new();
+        for (field, value) in [(1, height), (2, width), (3, RGB)] {
+            image.push(field << 3);
+            varint(&mut image, u64::from(value));
+        }
+        bytes_field(&mut image, 4, png);
+        let mut entry = Vec::new();
+        bytes_field(&mut entry, 1, tag.as_bytes());
+        bytes_field(&mut entry, 4, &image);
+        let mut summary = Vec::new();
+        bytes_field(&mut summary, 1, &entry);
+        self.summary(step, &summary)
+    }
+
+    fn summary(&mut self, step: i64, summary: &[u8]) -> Result<()> {
         let mut event = event(step);
-        bytes_field(&mut event, 5, &summary);
+        bytes_field(&mut event, 5, summary);
         self.record(&event)
     }
 
@@ -88,4 +112,39 @@ fn varint(message: &mut Vec<u8>, mut value: u64) {
 
 fn masked_crc(data: &[u8]) -> [u8; 4] {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The data of every record of the one file in `folder`.
+    fn records(folder: &Path) -> Vec<Vec<u8>> {
+        let file = fs_err::read_dir(folder).unwrap().next().unwrap().unwrap();
+        let bytes = fs_err::read(file.path()).unwrap();
+        let mut rest = bytes.as_slice();
+        let mut records = Vec::new();
+        while let Some((length, after)) = rest.split_first_chunk::<8>() {
+            let (data, after) = after[4..].split_at(u64::from_le_bytes(*length) as usize);
+            assert_eq!(after[..4], masked_crc(data));
+            records.push(data.to_vec());
+            rest = &after[4..];
+        }
+        records
+    }
+
+    #[test]
+    fn scalars_and_images_are_the_bytes_of_protobuf() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(folder.path(), 0).unwrap();
+        writer.scalars(6, [("loss", 0.5)].into_iter()).unwrap();
+        writer.image(7, "t", &[1, 2, 3], [2, 300]).unwrap();
+        let [_version, _start, scalars, image] = &records(folder.path())[..] else { panic!("want four records") };
+        // After the time, 9 bytes: step, summary, value, tag, number.
+        let loss = *b"\x10\x06\x2a\x0d\x0a\x0b\x0a\x04loss\x15\x00\x00\x00\x3f";
+        assert_eq!(scalars[9..], loss);
+        // Step, summary, value, tag, image: height 2, width 300 = 2 * 128 + 44, colour space 3, file.
+        let picture = *b"\x10\x07\x2a\x13\x0a\x11\x0a\x01t\x22\x0c\x08\x02\x10\xac\x02\x18\x03\x22\x03\x01\x02\x03";
+        assert_eq!(image[9..], picture);
+    }
 }

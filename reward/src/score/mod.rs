@@ -1,8 +1,12 @@
-//! Scoring images for prompts: the cosine of their CLIP embeddings, on libtorch or, without it, on candle.
+//! Scoring images for prompts: the cosine of their CLIP embeddings, on libtorch or, without it, on candle; and rewards
+//! for fine-tuning, whose images are tensors.
 
 #[cfg(feature = "torch")]
 mod fast;
 pub mod portable;
+#[cfg(feature = "torch")]
+pub mod reward;
+pub mod spec;
 
 use std::{
     ops::Range,

@@ -66,8 +66,8 @@ pub struct TrainConfig {
     pub checkpoint_every: usize,
     /// How many checkpoints stay on disk; 0: all.
     pub keep_checkpoints: usize,
-    /// Micro-batches that one batch is split into.
-    pub gradient_accumulation: usize,
+    /// Micro-batches that one batch is split into; absent: see [`TrainConfig::micro_batches`].
+    pub gradient_accumulation: Option<usize>,
     /// Gradients with a larger norm are scaled down to it; absent: never.
     pub clip_norm: Option<f64>,
     /// How the learning rate moves.
@@ -126,7 +126,7 @@ impl Default for TrainConfig {
             validate_every: 0,
             checkpoint_every: 800,
             keep_checkpoints: 3,
-            gradient_accumulation: 1,
+            gradient_accumulation: None,
             clip_norm: None,
             schedule: Schedule::Constant,
             warmup_steps: 0,
@@ -200,9 +200,9 @@ impl TrainConfig {
             "a number that is not negative",
         )?;
         positive(
-            (1..=self.batch_size).contains(&self.gradient_accumulation),
+            self.gradient_accumulation.is_none_or(|parts| (1..=self.batch_size).contains(&parts)),
             "gradient_accumulation",
-            &self.gradient_accumulation,
+            &self.gradient_accumulation.unwrap_or_default(),
             "1 up to the batch size",
         )?;
         for (name, value) in [("clip_norm", self.clip_norm), ("cache_gb", self.cache_gb)] {
@@ -210,6 +210,14 @@ impl TrainConfig {
         }
         positive(self.max_steps != Some(0), "max_steps", &0, "at least 1")?;
         positive(self.max_pixels != Some(0), "max_pixels", &0, "at least 1")
+    }
+
+    /// Into how many micro-batches a batch is split on `device`. Unless the user says: on a CPU so that none is larger than 16
+    /// triplets, which are as fast as 32 there and take half the memory, where the loss of a row is its own.
+    pub fn micro_batches(&self, device: tch::Device) -> usize {
+        const TRIPLETS: usize = 16;
+        let worth_it = device == tch::Device::Cpu && !self.loss_name.spans_batch();
+        self.gradient_accumulation.unwrap_or(if worth_it { self.batch_size.div_ceil(TRIPLETS) } else { 1 })
     }
 
     /// Names of the settings that differ from `earlier` and would make a resumed run another run.
@@ -243,13 +251,24 @@ mod tests {
             ("batch_size", TrainConfig { batch_size: 0, ..complete() }),
             ("learning_rate", TrainConfig { learning_rate: -1.0, ..complete() }),
             ("learning_rate", TrainConfig { learning_rate: f64::NAN, ..complete() }),
-            ("gradient_accumulation", TrainConfig { gradient_accumulation: 33, ..complete() }),
+            ("gradient_accumulation", TrainConfig { gradient_accumulation: Some(33), ..complete() }),
             ("clip_norm", TrainConfig { clip_norm: Some(0.0), ..complete() }),
         ] {
             let error = config.check().unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
             assert_eq!(error.kind(), crate::ErrorKind::Usage);
         }
+    }
+
+    #[test]
+    fn a_cpu_takes_at_most_16_triplets_at_a_time() {
+        let parts = |config: TrainConfig, device| config.micro_batches(device);
+        let given = TrainConfig { gradient_accumulation: Some(1), ..complete() };
+        assert_eq!(parts(complete(), tch::Device::Cpu), 2);
+        assert_eq!(parts(complete(), tch::Device::Cuda(0)), 1);
+        assert_eq!(parts(TrainConfig { batch_size: 33, ..complete() }, tch::Device::Cpu), 3);
+        assert_eq!(parts(TrainConfig { loss_name: LossName::InfoNce, ..complete() }, tch::Device::Cpu), 1);
+        assert_eq!(parts(given, tch::Device::Cpu), 1);
     }
 
     #[test]

@@ -221,7 +221,7 @@ impl Fit<'_> {
             self.validate()?;
         }
         let (training, fetcher) = (self.training, self.fetcher);
-        let micro = self.config.batch_size.div_ceil(self.config.gradient_accumulation);
+        let micro = self.config.batch_size.div_ceil(self.config.micro_batches(self.clip.device));
         let mut plan = Plan::new(self.config, training);
         let steps = self.progress.step + 1..=self.total_steps();
         let images = steps

@@ -5,6 +5,8 @@ mod fixture;
 #[cfg(feature = "torch")]
 mod forward;
 mod forward_candle;
+#[cfg(feature = "torch")]
+mod in_memory;
 mod models;
 #[cfg(feature = "torch")]
 mod optimizer;

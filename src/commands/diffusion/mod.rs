@@ -1,6 +1,7 @@
 //! `social-reward diffusion …`.
 
 pub(crate) mod export;
+pub(crate) mod finetune;
 pub(crate) mod generate;
 pub(crate) mod verify;
 

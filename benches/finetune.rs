@@ -1,0 +1,132 @@
+//! Rows `finetune` and `sampling`: DRaFT-1 steps with a LoRA of rank 4 and ten guided sampling steps, and such sampling alone,
+//! beside diffusers with PEFT, one after the other, in fp32, on random Stable Diffusion 2.1-base (and tiny) weights with a
+//! random ViT-L/14 as the reward.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use diffusion::{
+    lora::fresh,
+    noise::normal,
+    policy::{Batch, Policy},
+    schedule::{NoiseSchedule, Sampler, SamplerName},
+    source::{Source, SourceOptions},
+    unet::Unet,
+};
+use serde_json::Value;
+
+use crate::{folder, mean, ours, peer, stable_diffusion, weights};
+
+const STEPS: usize = 10;
+const GUIDANCE: f64 = 7.5;
+
+/// A diffusers folder with random `sd-tiny` weights.
+fn tiny() -> Result<String> {
+    let path = folder("sd-tiny");
+    let name = path.display().to_string();
+    if !path.is_dir() {
+        fs_err::create_dir_all(folder(""))?;
+        ours(&["diffusion", "export", "--model", "random:sd-tiny", "--output", &name])?;
+    }
+    Ok(name)
+}
+
+/// Optimizer steps, after one that does not count.
+pub(crate) fn finetune() -> Result<()> {
+    let reward = weights()?;
+    let run = tempfile::tempdir()?;
+    let prompts = run.path().join("prompts.txt").display().to_string();
+    fs_err::write(&prompts, "a photo of a red fox in the snow\na castle on a hill, oil painting\n")?;
+    for (name, model, side) in [("tiny", tiny()?, "64"), ("2.1-base", stable_diffusion::model()?, "128")] {
+        let output = run.path().join(name).display().to_string();
+        let settings = [
+            ["--algorithm", "draft-k"],
+            ["--model", &model],
+            ["--reward", &reward],
+            ["--reward-scale", "raw"],
+            ["--prompts", &prompts],
+            ["--sample-steps", "10"],
+            ["--guidance-scale", "7.5"],
+            ["--lora-rank", "4"],
+            ["--height", side],
+            ["--width", side],
+            ["--batch-size", "1"],
+            ["--train-steps", "4"],
+            ["--gradient-checkpointing", "off"],
+            ["--device", "cpu"],
+            ["--output", &output],
+        ];
+        ours(&[&["diffusion", "finetune"], settings.as_flattened()].concat())?;
+        let lines = fs_err::read_to_string(run.path().join(name).join("metrics.jsonl"))?;
+        let lines = lines.lines().skip(1).map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let figure = |name: &str| mean(&lines.iter().filter_map(|line| line[name].as_f64()).collect::<Vec<_>>());
+        let theirs = peer("finetune.py", &[&model, &reward, "train", "--side", side, "--batch", "1", "--steps", "3"])?;
+        let python = mean(&crate::numbers(&theirs["seconds_per_step"]));
+        let seconds = 1.0 / figure("images_per_second");
+        println!(
+            "finetune: {name}, {side}², a DRaFT-1 step: ours {seconds:.2} s, diffusers with PEFT {python:.2} s, {:.2}×; peak {:.2} GB against {:.2} GB",
+            python / seconds,
+            figure("peak_memory_bytes") / 1e9,
+            theirs["peak_rss_bytes"].as_f64().unwrap_or(f64::NAN) / 1e9,
+        );
+        println!(
+            "finetune: {name}, {side}²: sampling {:.2} s, forward {:.2}, backward {:.2}, optimizer {:.2}; theirs {}",
+            figure("rollout_seconds"),
+            figure("forward_seconds"),
+            figure("backward_seconds"),
+            figure("optimizer_seconds"),
+            theirs["phases"],
+        );
+    }
+    Ok(())
+}
+
+/// Guided sampling with trained adapters, ours merged into the weights, theirs attached.
+pub(crate) fn sampling() -> Result<()> {
+    let model = stable_diffusion::model()?;
+    let source = Source::open(&model, SourceOptions::default())?;
+    let (config, weights) = source.unet()?;
+    let targets = ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned);
+    let mut adapters = fresh(&source.layers()?.unet, &targets, 4, 4.0, 0)?;
+    for (index, adapter) in adapters.values_mut().enumerate() {
+        adapter.up = normal(index as u64, "up", &adapter.up.size()) * 0.01;
+    }
+    let unet = Unet::new(&config, weights.adapters(adapters))?;
+    let scheduler = source.scheduler()?;
+    let policy = Policy {
+        unet: &unet,
+        base: None,
+        sampler: Sampler::new(SamplerName::Ddim, &scheduler, STEPS, 0.0)?,
+        schedule: NoiseSchedule::new(&scheduler),
+        prediction: scheduler.prediction_type,
+        guidance_scale: GUIDANCE,
+        negative: normal(0, "negative", &[1, 77, config.cross_attention_dim]),
+        negative_branch_gradient: true,
+    };
+    let mut best = Vec::new();
+    for side in [16, 32] {
+        let context = normal(0, "prompt", &[1, 77, config.cross_attention_dim]);
+        let batch = Batch::new(vec![String::new()], context, vec![0], [4, side, side]);
+        let mut seconds = f64::INFINITY;
+        for round in 0..4 {
+            let started = Instant::now();
+            let latents = policy.merged(|| Ok(policy.roll(&batch.noise("latents"), 0..STEPS, &batch)))?;
+            std::hint::black_box(latents);
+            if round > 0 {
+                seconds = seconds.min(started.elapsed().as_secs_f64());
+            }
+        }
+        best.push((side * 8, seconds));
+    }
+    drop(unet);
+    let reward = crate::weights()?;
+    for (side, ours) in best {
+        let arguments = [&model, &reward, "sample", "--side", &side.to_string(), "--rounds", "3"];
+        let theirs = peer("finetune.py", &arguments)?["seconds"].as_f64().context("no time")?;
+        println!(
+            "sampling: {side}², {STEPS} guided steps with a LoRA: ours merged {ours:.2} s, diffusers with PEFT {theirs:.2} s, {:.2}×",
+            theirs / ours
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,455 @@
+//! Everything `diffusion finetune` is told. One struct: the TOML file, the flags and the saved `config.toml` share its names.
+
+use std::path::PathBuf;
+
+use reward::{
+    device::DeviceName, optim::Schedule, run::changed_settings, score::spec::RewardSpec, train::config::Precision,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    algorithm::{Algorithm, AlgorithmName, AlignProp, DrTune, DraftK, DraftLv, Refl, Shaping},
+};
+
+/// What trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Train {
+    /// Adapters over frozen weights.
+    Lora,
+    /// Every weight of the UNet.
+    Full,
+}
+
+/// In which unit rewards are maximised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewardScale {
+    /// (r − μ) / σ with mean and deviation of the base model's images.
+    Standardised,
+    /// As the reward gives it.
+    Raw,
+}
+
+/// Whether activations are computed again in the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checkpointing {
+    /// Where the memory planner finds that the device needs it.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// The settings of `diffusion finetune`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FinetuneConfig {
+    /// The method.
+    #[serde(with = "by_name")]
+    pub algorithm: Option<AlgorithmName>,
+    /// The model: folder, single file, hub id or `random:NAME`.
+    pub model: Option<String>,
+    /// Rewards with weights: `[NAME=]PATH[@WEIGHT]`.
+    pub reward: Vec<RewardSpec>,
+    /// In which unit rewards are maximised.
+    pub reward_scale: RewardScale,
+    /// Images of the base model that give the scale.
+    pub scale_images: usize,
+    /// A file of training prompts.
+    pub prompts: Option<PathBuf>,
+    /// A file of prompts that are never trained on, to watch the run by.
+    pub held_out_prompts: Option<PathBuf>,
+    /// Images made of the held-out prompts at every evaluation.
+    pub held_out_images: usize,
+    /// Of `denoising`: a table of images and prompts (`prompt`, `path`: parquet, CSV or JSON lines).
+    pub images: Option<PathBuf>,
+    /// Receives adapters or weights, checkpoints, samples and metrics.
+    pub output: Option<PathBuf>,
+    /// Optimizer steps.
+    pub train_steps: usize,
+    /// Sampling steps of an image.
+    pub sample_steps: usize,
+    /// Classifier-free guidance; absent: the method's.
+    pub guidance_scale: Option<f64>,
+    /// DDIM's noise, 0..=1; absent: the method's.
+    pub eta: Option<f64>,
+    /// Takes the place of the empty prompt in guidance.
+    pub negative_prompt: String,
+    /// In pixels; absent: the model's.
+    pub height: Option<usize>,
+    /// In pixels; absent: the model's.
+    pub width: Option<usize>,
+    /// Images of one optimizer step.
+    pub batch_size: usize,
+    /// How many of them share a prompt.
+    pub images_per_prompt: usize,
+    /// Micro-batches that one batch is split into; absent: as the memory planner finds.
+    pub gradient_accumulation: Option<usize>,
+    /// Learning rate after the warm-up.
+    pub learning_rate: f64,
+    /// AdamW's.
+    pub weight_decay: f64,
+    /// Gradients with a larger norm are scaled down to it; 0: never.
+    pub clip_norm: f64,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// What trains.
+    pub train: Train,
+    /// Rank of new adapters.
+    pub lora_rank: usize,
+    /// Their alpha; absent: the rank.
+    pub lora_alpha: Option<f64>,
+    /// Ends of the names of the layers that get one.
+    pub lora_targets: Vec<String>,
+    /// Adapters to start from, in place of new ones.
+    pub lora: Option<PathBuf>,
+    /// K of `draft-k` (1) and `drtune` (3).
+    pub truncation_steps: Option<usize>,
+    /// n of `draft-lv`.
+    pub copies: usize,
+    /// Whether gradients flow through the unconditional pass; absent: the method's.
+    pub negative_branch_gradient: Option<bool>,
+    /// Factor on the mean squared distance of ε from the base model's.
+    pub anchor: f64,
+    /// How a reward becomes a loss.
+    pub shaping: Shaping,
+    /// c of `shaping = "relu"`.
+    pub margin: f64,
+    /// Factor on the reward's part of the loss.
+    pub loss_scale: f64,
+    /// Standard deviation of noise on the pixels that the reward sees (0..=1 in all).
+    pub pixel_noise: f64,
+    /// Noise on the reward's weights, as a share of each tensor's own deviation.
+    pub weight_noise: f64,
+    /// γ of min-SNR weighting in `denoising`.
+    pub snr_gamma: Option<f64>,
+    /// Of `denoising`: optimizer steps that train the VAE first; 0 leaves it as it is.
+    pub vae_steps: usize,
+    /// Learning rate of those.
+    pub vae_learning_rate: f64,
+    /// Of `denoising`: share of images whose prompt is left out, so that guidance works.
+    pub prompt_dropout: f64,
+    /// Decay of a running mean of what trains, which is evaluated and saved; absent: none.
+    pub ema_decay: Option<f64>,
+    /// Whether activations are computed again in the backward pass.
+    pub gradient_checkpointing: Checkpointing,
+    /// Kind of frozen weights and activations; absent: as [`default_precision`](crate::pipeline::default_precision).
+    pub precision: Option<Precision>,
+    /// What the model predicts; absent: what its files say.
+    pub prediction_type: Option<String>,
+    /// Evaluate on held-out prompts every so many steps, besides before the first and after the last; 0: only then.
+    pub evaluate_every: usize,
+    /// Stop, and go back to the best checkpoint, once the target has risen while so many other measures fell beyond their
+    /// noise; absent: only warn.
+    pub stop_after_falls: Option<usize>,
+    /// Write a checkpoint every so many steps, besides after the last; 0: only then.
+    pub checkpoint_every: usize,
+    /// How many checkpoints stay on disk; 0: all.
+    pub keep_checkpoints: usize,
+    /// Where to compute.
+    pub device: DeviceName,
+    /// Seed of adapters, prompts' order and noise.
+    pub seed: u64,
+}
+
+impl Default for FinetuneConfig {
+    fn default() -> Self {
+        Self {
+            algorithm: None,
+            model: None,
+            reward: Vec::new(),
+            reward_scale: RewardScale::Standardised,
+            scale_images: 64,
+            prompts: None,
+            held_out_prompts: None,
+            held_out_images: 16,
+            images: None,
+            output: None,
+            train_steps: 200,
+            sample_steps: 50,
+            guidance_scale: None,
+            eta: None,
+            negative_prompt: String::new(),
+            height: None,
+            width: None,
+            batch_size: 4,
+            images_per_prompt: 1,
+            gradient_accumulation: None,
+            learning_rate: 1e-4,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            train: Train::Lora,
+            lora_rank: 8,
+            lora_alpha: None,
+            lora_targets: ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned).to_vec(),
+            lora: None,
+            truncation_steps: None,
+            copies: 2,
+            negative_branch_gradient: None,
+            anchor: 0.0,
+            shaping: Shaping::Negative,
+            margin: 2.0,
+            loss_scale: 1.0,
+            pixel_noise: 0.0,
+            weight_noise: 0.0,
+            snr_gamma: None,
+            vae_steps: 0,
+            vae_learning_rate: 1e-3,
+            prompt_dropout: 0.1,
+            ema_decay: None,
+            gradient_checkpointing: Checkpointing::Auto,
+            precision: None,
+            prediction_type: None,
+            evaluate_every: 50,
+            stop_after_falls: None,
+            checkpoint_every: 100,
+            keep_checkpoints: 3,
+            device: DeviceName::Auto,
+            seed: 0,
+        }
+    }
+}
+
+/// An algorithm under its name in a config.
+mod by_name {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use crate::algorithm::AlgorithmName;
+
+    pub(super) fn serialize<S: Serializer>(name: &Option<AlgorithmName>, serializer: S) -> Result<S::Ok, S::Error> {
+        name.map(AlgorithmName::name).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AlgorithmName>, D::Error> {
+        Option::<String>::deserialize(deserializer)?.map(|name| name.parse().map_err(D::Error::custom)).transpose()
+    }
+}
+
+/// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
+const FREE_ON_RESUME: [&str; 7] = [
+    "output",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "gradient_accumulation",
+    "gradient_checkpointing",
+    "stop_after_falls",
+    "device",
+];
+
+impl FinetuneConfig {
+    /// Checks what no single field can, before any file is read.
+    ///
+    /// # Errors
+    /// A usage error that names the setting.
+    pub fn check(&self) -> Result<()> {
+        let missing = |name: &str, what: &str| {
+            let flag = name.replace('_', "-");
+            Error::usage(format!("--{flag} is missing: {what}")).hint(format!("or `{name} = …` in the --config file"))
+        };
+        let names = AlgorithmName::ALL.map(AlgorithmName::name).join(", ");
+        let algorithm = self.algorithm.ok_or_else(|| missing("algorithm", &names))?;
+        if self.model.is_none() {
+            return Err(missing("model", "a diffusers folder, a single file, a hub id or random:sd-tiny"));
+        }
+        if self.output.is_none() {
+            return Err(missing("output", "a folder for the run"));
+        }
+        if algorithm == AlgorithmName::Denoising {
+            if self.images.is_none() {
+                return Err(missing("images", "a table of images and prompts"));
+            }
+            if !self.reward.is_empty() && self.held_out_prompts.is_none() {
+                return Err(missing("held_out_prompts", "with denoising, rewards only watch held-out prompts"));
+            }
+        } else {
+            if self.reward.is_empty() {
+                return Err(missing("reward", "the model whose score is to rise: [NAME=]PATH[@WEIGHT]"));
+            }
+            if self.prompts.is_none() {
+                return Err(missing("prompts", "a file of prompts to train on"));
+            }
+            for (name, set) in [("images", self.images.is_some()), ("vae_steps", self.vae_steps > 0)] {
+                if set {
+                    return Err(Error::usage(format!("{name} is set: only `denoising` has it, this is `{algorithm}`")));
+                }
+            }
+        }
+        let wants = |holds: bool, name: &str, value: &dyn std::fmt::Display, wanted: &str| {
+            if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
+        };
+        for (name, value) in [
+            ("train_steps", self.train_steps),
+            ("sample_steps", self.sample_steps),
+            ("batch_size", self.batch_size),
+            ("images_per_prompt", self.images_per_prompt),
+            ("lora_rank", self.lora_rank),
+            ("held_out_images", self.held_out_images),
+            ("copies", self.copies),
+            ("truncation_steps", self.truncation_steps.unwrap_or(1)),
+        ] {
+            wants(value > 0, name, &value, "at least 1")?;
+        }
+        wants(self.scale_images > 1, "scale_images", &self.scale_images, "at least 2")?;
+        let steps = self.truncation_steps.unwrap_or(1);
+        wants(steps <= self.sample_steps, "truncation_steps", &steps, "at most sample_steps")?;
+        wants(
+            self.gradient_accumulation.is_none_or(|parts| (1..=self.batch_size).contains(&parts)),
+            "gradient_accumulation",
+            &self.gradient_accumulation.unwrap_or_default(),
+            "1 up to the batch size",
+        )?;
+        wants(
+            self.batch_size.is_multiple_of(self.images_per_prompt),
+            "images_per_prompt",
+            &self.images_per_prompt,
+            "a divisor of the batch size",
+        )?;
+        let above_zero = |value: f64| value > 0.0 && value.is_finite();
+        wants(above_zero(self.learning_rate), "learning_rate", &self.learning_rate, "a positive number")?;
+        wants(above_zero(self.vae_learning_rate), "vae_learning_rate", &self.vae_learning_rate, "a positive number")?;
+        wants(above_zero(self.loss_scale), "loss_scale", &self.loss_scale, "a positive number")?;
+        let alpha = self.lora_alpha.unwrap_or(1.0);
+        wants(above_zero(alpha), "lora_alpha", &alpha, "a positive number")?;
+        for (name, value) in [
+            ("weight_decay", self.weight_decay),
+            ("clip_norm", self.clip_norm),
+            ("anchor", self.anchor),
+            ("pixel_noise", self.pixel_noise),
+            ("weight_noise", self.weight_noise),
+        ] {
+            wants(value >= 0.0 && value.is_finite(), name, &value, "a number that is not negative")?;
+        }
+        let guidance = self.guidance_scale.unwrap_or(1.0);
+        wants(guidance.is_finite(), "guidance_scale", &guidance, "a finite number")?;
+        wants(self.margin.is_finite(), "margin", &self.margin, "a finite number")?;
+        let eta = self.eta.unwrap_or(0.0);
+        wants((0.0..=1.0).contains(&eta), "eta", &eta, "0 to 1")?;
+        wants((0.0..1.0).contains(&self.prompt_dropout), "prompt_dropout", &self.prompt_dropout, "0 up to 1")?;
+        let decay = self.ema_decay.unwrap_or(0.5);
+        wants((0.0..1.0).contains(&decay), "ema_decay", &decay, "0 up to 1")?;
+        let gamma = self.snr_gamma.unwrap_or(1.0);
+        wants(above_zero(gamma), "snr_gamma", &gamma, "a positive number")?;
+        wants(self.stop_after_falls != Some(0), "stop_after_falls", &0, "at least 1")?;
+        if self.vae_steps > 0 && self.train == Train::Lora {
+            return Err(Error::usage("vae_steps with train = \"lora\": a new VAE needs a UNet trained from scratch")
+                .hint("train = \"full\""));
+        }
+        if self.vae_steps > 0 && self.anchor > 0.0 {
+            return Err(Error::usage("anchor with vae_steps: with a new VAE the base model's ε means nothing"));
+        }
+        if self.train == Train::Full && self.lora.is_some() {
+            return Err(Error::usage("lora with train = \"full\": adapters train only with train = \"lora\"")
+                .hint("`diffusion export --lora` merges adapters into a folder to start from"));
+        }
+        Ok(())
+    }
+
+    /// The reward method with its hyper-parameters; nothing for `denoising`.
+    pub fn method(&self) -> Option<Box<dyn Algorithm>> {
+        Some(match self.algorithm? {
+            AlgorithmName::Refl => Box::new(Refl),
+            AlgorithmName::DraftK => Box::new(DraftK { k: self.truncation_steps.unwrap_or(1) }),
+            AlgorithmName::DraftLv => Box::new(DraftLv { copies: self.copies }),
+            AlgorithmName::DrTune => Box::new(DrTune { k: self.truncation_steps.unwrap_or(3).min(self.sample_steps) }),
+            AlgorithmName::AlignProp => Box::new(AlignProp),
+            AlgorithmName::Denoising => return None,
+        })
+    }
+
+    /// Whether anything asks what the model was before training.
+    pub(super) fn watches_base(&self) -> bool {
+        self.anchor > 0.0 || self.held_out_prompts.is_some() || self.algorithm != Some(AlgorithmName::Denoising)
+    }
+
+    /// Guidance scale, eta and whether the unconditional branch has gradients: what was said, or else as published.
+    pub fn sampling(&self) -> (f64, f64, bool) {
+        let (guidance, eta, negative) = match self.algorithm {
+            Some(AlgorithmName::Refl) => (1.0, 1.0, true),
+            Some(AlgorithmName::DrTune) => (3.5, 0.0, false),
+            Some(AlgorithmName::AlignProp) => (5.0, 1.0, true),
+            _ => (7.5, 0.0, true),
+        };
+        (
+            self.guidance_scale.unwrap_or(guidance),
+            self.eta.unwrap_or(eta),
+            self.negative_branch_gradient.unwrap_or(negative),
+        )
+    }
+
+    /// Names of the settings that differ from `earlier` and would make a resumed run another run.
+    pub fn changed_since(&self, earlier: &Self) -> Vec<String> {
+        let mut names = changed_settings(self, earlier, &FREE_ON_RESUME);
+        // A constant rate does not know how long the run is.
+        let longer = self.schedule == Schedule::Constant && earlier.schedule == Schedule::Constant;
+        names.retain(|name| !(longer && name == "train_steps"));
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> FinetuneConfig {
+        FinetuneConfig {
+            algorithm: Some(AlgorithmName::DraftK),
+            model: Some("random:sd-tiny".to_owned()),
+            reward: vec!["random:tiny".parse().unwrap()],
+            prompts: Some("prompts.txt".into()),
+            output: Some("out".into()),
+            ..FinetuneConfig::default()
+        }
+    }
+
+    #[test]
+    fn each_bad_value_is_named() {
+        complete().check().unwrap();
+        for (name, config) in [
+            ("--algorithm", FinetuneConfig { algorithm: None, ..complete() }),
+            ("--model", FinetuneConfig { model: None, ..complete() }),
+            ("--reward", FinetuneConfig { reward: Vec::new(), ..complete() }),
+            ("--prompts", FinetuneConfig { prompts: None, ..complete() }),
+            ("--output", FinetuneConfig { output: None, ..complete() }),
+            ("--images", FinetuneConfig { algorithm: Some(AlgorithmName::Denoising), ..complete() }),
+            ("images is set", FinetuneConfig { images: Some("x.csv".into()), ..complete() }),
+            ("batch_size", FinetuneConfig { batch_size: 0, ..complete() }),
+            ("images_per_prompt", FinetuneConfig { images_per_prompt: 3, ..complete() }),
+            ("gradient_accumulation", FinetuneConfig { gradient_accumulation: Some(5), ..complete() }),
+            ("truncation_steps", FinetuneConfig { truncation_steps: Some(51), ..complete() }),
+            ("learning_rate", FinetuneConfig { learning_rate: -1.0, ..complete() }),
+            ("eta", FinetuneConfig { eta: Some(1.5), ..complete() }),
+            ("ema_decay", FinetuneConfig { ema_decay: Some(1.0), ..complete() }),
+            ("train = \"full\"", FinetuneConfig { train: Train::Full, lora: Some("x".into()), ..complete() }),
+        ] {
+            let error = config.check().unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            assert_eq!(error.kind(), crate::ErrorKind::Usage);
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_may_be_longer_but_not_another() {
+        let longer = FinetuneConfig { train_steps: 500, gradient_accumulation: Some(2), ..complete() };
+        assert_eq!(longer.changed_since(&complete()), Vec::<String>::new());
+        let other = FinetuneConfig { learning_rate: 1.0, seed: 2, ..complete() };
+        assert_eq!(other.changed_since(&complete()), ["learning_rate", "seed"]);
+    }
+
+    #[test]
+    fn what_is_not_said_is_as_published() {
+        let of = |algorithm| FinetuneConfig { algorithm: Some(algorithm), ..complete() }.sampling();
+        assert_eq!(of(AlgorithmName::DraftK), (7.5, 0.0, true));
+        assert_eq!(of(AlgorithmName::Refl), (1.0, 1.0, true));
+        assert_eq!(of(AlgorithmName::DrTune), (3.5, 0.0, false));
+        let said = FinetuneConfig { guidance_scale: Some(2.0), negative_branch_gradient: Some(false), ..complete() };
+        assert_eq!(said.sampling(), (2.0, 0.0, false));
+    }
+}

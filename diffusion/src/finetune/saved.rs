@@ -1,0 +1,165 @@
+//! A run on disk: checkpoints that a run goes on from, and what it is for: LoRA files or a diffusers folder.
+
+use std::{collections::BTreeMap, path::Path};
+
+use reward::{
+    run::checkpoints::replace_folder,
+    weights::{file::TensorFile, save::json_file},
+};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{
+    config::FinetuneConfig,
+    setup::Models,
+    step::{Ema, Stepper},
+};
+use crate::{
+    Error, Result,
+    layer::{Adapter, Handle},
+    lora::{self, Lora, delta},
+    save::{self, Pipeline, Precision, Saved, tensor_file},
+    source::Source,
+    text::TextEncoder,
+};
+
+/// Where a run is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Progress {
+    /// Optimizer steps done.
+    pub(super) step: usize,
+    /// Highest composite of a held-out evaluation so far.
+    pub(super) best_composite: Option<f64>,
+    /// Images at a time: what the planner chose, or what was left after memory ran out.
+    pub(super) micro: usize,
+    /// Whether activations are computed again in the backward pass.
+    pub(super) checkpointing: bool,
+    /// Threads libtorch computed with; another number changes the last bits.
+    pub(super) threads: usize,
+}
+
+/// Names of the state's parts in a checkpoint.
+const PARTS: [&str; 3] = ["trained.safetensors", "ema.safetensors", "optimizer.safetensors"];
+
+/// Writes a checkpoint that [`load`] goes on from, beside it the LoRA that diffusers reads.
+pub(super) fn checkpoint(folder: &Path, models: &Models, stepper: &Stepper, progress: &Progress) -> Result<()> {
+    replace_folder(folder, |partial| {
+        let [trained, ema, optimizer] = PARTS.map(|part| partial.join(part));
+        let saved = |name: &str, tensor: &Tensor| (name.to_owned(), Saved::new(tensor, Kind::Float));
+        let named = stepper.trained().iter().map(|(name, tensor)| saved(name, tensor));
+        tensor_file(&trained, named.collect(), Default::default())?;
+        if let Some(Ema { means, .. }) = &stepper.ema {
+            let named = stepper.trained().iter().zip(means).map(|((name, _), mean)| saved(name, mean));
+            tensor_file(&ema, named.collect(), Default::default())?;
+        }
+        let state = stepper.adam.state().map(|(name, tensor)| saved(&name, tensor));
+        tensor_file(&optimizer, state.collect(), Default::default())?;
+        if let Some(lora) = adapters(models) {
+            lora::diffusers(&partial.join("pytorch_lora_weights.safetensors"), &lora)?;
+        }
+        json_file(&partial.join("progress.json"), &serde_json::json!(progress))
+    })
+}
+
+/// Reads where the run of checkpoint `folder` was.
+pub(super) fn progress(folder: &Path) -> Result<Progress> {
+    let path = folder.join("progress.json");
+    serde_json::from_str(&fs_err::read_to_string(&path)?)
+        .map_err(|error| Error::data(format!("{}: not a checkpoint's progress", path.display())).caused_by(error))
+}
+
+/// Gives weights, running means and optimizer the state of checkpoint `folder` back.
+pub(super) fn load(folder: &Path, stepper: &mut Stepper) -> Result<()> {
+    let [trained, ema, optimizer] = PARTS.map(|part| folder.join(part));
+    weights(&trained, stepper)?;
+    if let Some(Ema { means, .. }) = &stepper.ema {
+        let file = TensorFile::open(&ema)?;
+        for ((name, _), mean) in stepper.trained().iter().zip(means) {
+            set(mean, &read(&file, name, &mean.size())?);
+        }
+    }
+    let file = TensorFile::open(&optimizer)?;
+    stepper.adam.set_state(|name, shape| read(&file, name, shape))
+}
+
+/// Sets what trains to the values in file `path`.
+pub(super) fn weights(path: &Path, stepper: &Stepper) -> Result<()> {
+    let file = TensorFile::open(path)?;
+    for (name, tensor) in stepper.trained() {
+        set(tensor, &read(&file, name, &tensor.size())?);
+    }
+    Ok(())
+}
+
+fn set(tensor: &Tensor, value: &Tensor) {
+    tch::no_grad(|| tensor.shallow_clone().copy_(value));
+}
+
+fn read(file: &TensorFile, name: &str, shape: &[i64]) -> Result<Tensor> {
+    let wanted: Vec<usize> = shape.iter().map(|size| *size as usize).collect();
+    if file.shapes().get(name) != Some(&wanted) {
+        return Err(Error::data(format!("{}: no tensor `{name}` of shape {wanted:?}", file.path().display())));
+    }
+    Ok(Tensor::from_slice(&file.read(name)?).view(shape))
+}
+
+/// The adapters of the UNet as they are, with those of the text encoder that the run started from.
+fn adapters(models: &Models) -> Option<Lora> {
+    let handles = |all: &BTreeMap<String, Adapter>| {
+        all.iter().map(|(layer, adapter)| (layer.clone(), adapter.handle())).collect::<BTreeMap<_, _>>()
+    };
+    let unet = handles(&models.unet.parameters.adapted);
+    (!unet.is_empty()).then(|| Lora { unet, text: handles(&models.text_adapters) })
+}
+
+/// Writes what the run is for into `folder`: `lora/` in diffusers' and kohya's form, each read again and compared, or a whole
+/// diffusers folder `model/`.
+pub(super) fn result(folder: &Path, config: &FinetuneConfig, source: &Source, models: &Models) -> Result<()> {
+    let Some(lora) = adapters(models) else { return model(&folder.join("model"), source, models) };
+    let layers = source.layers()?;
+    replace_folder(&folder.join("lora"), |partial| {
+        type Write = fn(&Path, &Lora) -> Result<()>;
+        let forms: [(&str, Write); 2] =
+            [("pytorch_lora_weights.safetensors", lora::diffusers), ("kohya.safetensors", lora::kohya)];
+        for (name, write) in forms {
+            let path = partial.join(name);
+            write(&path, &lora)?;
+            same_updates(&path, &lora, &Lora::open(&path, &layers, 1.0)?)?;
+        }
+        json_file(&partial.join("training.json"), &serde_json::json!(config))
+    })
+}
+
+/// A file that reads back as another update than was trained is worse than none.
+fn same_updates(path: &Path, written: &Lora, read: &Lora) -> Result<()> {
+    let same = |written: &BTreeMap<String, Adapter>, read: &BTreeMap<String, Adapter>| {
+        written.keys().eq(read.keys())
+            && written.iter().zip(read.values()).all(|((_, written), read)| {
+                let (wanted, found) = tch::no_grad(|| (delta(written).to_device(tch::Device::Cpu), delta(read)));
+                let apart = (&wanted - found).norm().double_value(&[]);
+                apart <= 1e-5 * wanted.norm().double_value(&[])
+            })
+    };
+    if same(&written.unet, &read.unet) && same(&written.text, &read.text) {
+        return Ok(());
+    }
+    Err(Error::data(format!("{}: the file does not hold the update that was trained", path.display())))
+}
+
+/// The whole pipeline with the UNet (and VAE) as trained, as a diffusers folder.
+fn model(path: &Path, source: &Source, models: &Models) -> Result<()> {
+    let (config, weights) = source.text_encoder()?;
+    let text_encoder = TextEncoder::new(&config, weights)?;
+    let (tokenizer, scheduler) = (source.tokenizer()?, source.scheduler()?);
+    replace_folder(path, |partial| {
+        let pipeline = Pipeline {
+            unet: &models.unet,
+            vae: &models.vae,
+            text_encoder: &text_encoder,
+            tokenizer: &tokenizer,
+            scheduler: &scheduler,
+        };
+        save::folder(partial, &pipeline, Precision::Full)
+    })
+}

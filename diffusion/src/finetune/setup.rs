@@ -1,0 +1,159 @@
+//! The models of a run and the prompts' embeddings, loaded once.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tch::{Device, Kind, Tensor};
+
+use super::config::{FinetuneConfig, Train};
+use crate::{
+    Error, Result,
+    layer::Adapter,
+    lora::{Lora, fresh},
+    source::Source,
+    text::TextEncoder,
+    unet::Unet,
+    vae::Vae,
+    weights::Weights,
+};
+
+/// Prompts encoded at a time.
+const ENCODED: usize = 32;
+
+/// What a run computes with.
+pub(super) struct Models {
+    /// With adapters that train, or weights that do.
+    pub(super) unet: Unet,
+    /// The UNet before training, where switching adapters off does not give it.
+    pub(super) base: Option<Unet>,
+    /// Its decoder gives the images.
+    pub(super) vae: Vae,
+    /// Adapters of the text encoder in the file that the run starts from: applied, not trained, and saved again.
+    pub(super) text_adapters: BTreeMap<String, Adapter>,
+    /// Channels, height and width of the latents.
+    pub(super) latents: [i64; 3],
+}
+
+impl Models {
+    /// Reads UNet and VAE as `config` wants them.
+    ///
+    /// # Errors
+    /// Files that do not fit, a LoRA of another base, a size the VAE cannot make.
+    pub(super) fn load(config: &FinetuneConfig, source: &Source, device: Device, kind: Kind) -> Result<Self> {
+        let mut adapters = Lora::default();
+        if config.train == Train::Lora {
+            let layers = source.layers()?;
+            adapters = match &config.lora {
+                Some(path) => trainable(Lora::open(path, &layers, 1.0)?),
+                None => {
+                    let alpha = config.lora_alpha.unwrap_or(config.lora_rank as f64);
+                    let unet = fresh(&layers.unet, &config.lora_targets, config.lora_rank, alpha, config.seed)?;
+                    Lora { unet, text: BTreeMap::new() }
+                }
+            };
+        }
+        let read = |source: &Source| -> Result<_> {
+            let (unet, weights) = source.unet()?;
+            Ok((unet, weights.to(device, kind)))
+        };
+        let full = config.train == Train::Full;
+        let (unet_config, weights) = read(source)?;
+        let unet = Unet::new(&unet_config, weights.trained(full).adapters(adapters.unet))?;
+        let base = if full && config.vae_steps == 0 && config.watches_base() {
+            let (unet_config, weights) = read(source)?;
+            Some(Unet::new(&unet_config, weights)?)
+        } else {
+            None
+        };
+        let (vae_config, weights) = source.vae()?;
+        let vae = Vae::new(&vae_config, weights.to(device, kind).trained(config.vae_steps > 0))?;
+        if vae_config.latent_channels != unet_config.channels {
+            let text = format!(
+                "{}: the VAE has {} latent channels, the UNet {}",
+                source.model(),
+                vae_config.latent_channels,
+                unet_config.channels
+            );
+            return Err(Error::data(text).hint("are its parts of different models?"));
+        }
+        let (native, factor) = (unet_config.sample_size * vae_config.factor(), vae_config.factor());
+        let side = |name: &str, asked: Option<usize>| {
+            let side = asked.map_or(native, |asked| asked as i64);
+            if side > 0 && side % factor == 0 {
+                return Ok(side.div_euclid(factor));
+            }
+            Err(Error::usage(format!("{name} = {side}: want a multiple of {factor}, as the VAE of this model needs")))
+        };
+        let latents = [unet_config.channels, side("height", config.height)?, side("width", config.width)?];
+        Ok(Self { unet, base, vae, text_adapters: adapters.text, latents })
+    }
+}
+
+/// Adapters of a file as leaves.
+fn trainable(lora: Lora) -> Lora {
+    let leaf = |tensor: &Tensor| tensor.detach().set_requires_grad(true);
+    let unet = lora
+        .unet
+        .into_iter()
+        .map(|(layer, Adapter { down, up, scale })| (layer, Adapter { down: leaf(&down), up: leaf(&up), scale }));
+    Lora { unet: unet.collect(), ..lora }
+}
+
+/// The hidden states of every prompt of a run.
+pub(super) struct Embeddings {
+    rows: HashMap<String, i64>,
+    /// `[N, T, width]` on the CPU, in the kind that the UNet computes in.
+    hidden: Tensor,
+    device: Device,
+}
+
+impl Embeddings {
+    /// Encodes each distinct prompt once; the text encoder is gone afterwards.
+    ///
+    /// # Errors
+    /// The text encoder cannot be read, or is of another width than the UNet wants.
+    pub(super) fn new<'a>(
+        source: &Source,
+        prompts: impl IntoIterator<Item = &'a str>,
+        adapters: &BTreeMap<String, Adapter>,
+        wanted_width: i64,
+        (device, kind): (Device, Kind),
+    ) -> Result<Self> {
+        let (config, weights) = source.text_encoder()?;
+        if config.hidden_size != wanted_width {
+            let text = format!(
+                "{}: the text encoder is {} wide, the UNet wants {wanted_width}",
+                source.model(),
+                config.hidden_size
+            );
+            return Err(Error::data(text).hint("are its parts of different models?"));
+        }
+        let adapters = adapters.iter().map(|(layer, adapter)| (layer.clone(), crate::layer::Handle::handle(adapter)));
+        let weights: Weights = weights.to(device, kind).adapters(adapters.collect());
+        let (encoder, tokenizer) = (TextEncoder::new(&config, weights)?, source.tokenizer()?);
+        let mut rows = HashMap::new();
+        let mut distinct = Vec::new();
+        for prompt in prompts {
+            if !rows.contains_key(prompt) {
+                rows.insert(prompt.to_owned(), rows.len() as i64);
+                distinct.push(prompt);
+            }
+        }
+        let mut hidden = Vec::new();
+        for chunk in distinct.chunks(ENCODED) {
+            let mut ids = Vec::new();
+            for prompt in chunk {
+                ids.extend(tokenizer.encode(prompt)?.ids);
+            }
+            let ids = Tensor::from_slice(&ids).view([chunk.len() as i64, -1]).to_device(device);
+            hidden.push(tch::no_grad(|| encoder.forward(&ids)).to_kind(kind).to_device(Device::Cpu));
+        }
+        Ok(Self { rows, hidden: Tensor::cat(&hidden, 0), device })
+    }
+
+    /// `[B, T, width]` of prompts that were encoded, on the device.
+    pub(super) fn of(&self, prompts: &[String]) -> Tensor {
+        let rows: Vec<i64> = prompts.iter().filter_map(|prompt| self.rows.get(prompt).copied()).collect();
+        debug_assert_eq!(rows.len(), prompts.len());
+        self.hidden.index_select(0, &Tensor::from_slice(&rows)).to_device(self.device)
+    }
+}

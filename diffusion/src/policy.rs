@@ -1,0 +1,263 @@
+//! What fine-tuning trains: the UNet under classifier-free guidance and its sampling steps, with and without a graph.
+
+use std::{cell::OnceCell, ops::Range};
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    Result,
+    layer::AdapterSwitch,
+    lora::{Merged, merge},
+    noise,
+    sample::guide,
+    schedule::{Level, NoiseSchedule, PredictionType, Sampler},
+    unet::Unet,
+    weights::Parameters,
+};
+
+/// A UNet that trains, and how it is sampled from.
+pub struct Policy<'a> {
+    /// The model.
+    pub unet: &'a Unet,
+    /// The model before training, where it is not `unet` with its adapters switched off.
+    pub base: Option<&'a Unet>,
+    /// DDIM, set to its number of steps.
+    pub sampler: Sampler,
+    /// The forward process the model was trained with.
+    pub schedule: NoiseSchedule,
+    /// What the model predicts.
+    pub prediction: PredictionType,
+    /// Classifier-free guidance; at most 1 is none, and no unconditional pass.
+    pub guidance_scale: f64,
+    /// The negative prompt's hidden states, `[1, T, width]`.
+    pub negative: Tensor,
+    /// Whether gradients flow through the unconditional pass.
+    pub negative_branch_gradient: bool,
+}
+
+/// The images of a micro-batch.
+pub struct Batch {
+    /// Of each image, B of them.
+    pub prompts: Vec<String>,
+    /// Their hidden states, `[B, T, width]`.
+    pub context: Tensor,
+    /// Channels, height and width of the latents.
+    pub shape: [i64; 3],
+    /// Unit-variance noise by name and shape `[C, h, w]`, `[B, C, h, w]`: `latents`, `step/I` of step I, `renoise/J`, `pixels`.
+    pub noise: Box<dyn Fn(&str, [i64; 3]) -> Tensor>,
+}
+
+impl Batch {
+    /// Images of effective seeds `seeds` and latents `shape`, on the device of `context`.
+    pub fn new(prompts: Vec<String>, context: Tensor, seeds: Vec<u64>, shape: [i64; 3]) -> Self {
+        let device = context.device();
+        let noise = Box::new(move |name: &str, shape| noise::named(&seeds, name, shape).to_device(device));
+        Self { prompts, context, shape, noise }
+    }
+
+    /// The noise `name` in the latents' shape.
+    pub fn noise(&self, name: &str) -> Tensor {
+        (self.noise)(name, self.shape)
+    }
+}
+
+/// Which sampling steps run, which of them train, and where the image comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Steps below this one have no graph.
+    pub cut: usize,
+    /// Steps below this one run.
+    pub stop: usize,
+    /// The steps from `cut` on whose prediction is trained, ascending.
+    pub trained: Vec<usize>,
+    /// The UNet's input is detached, so that gradients flow through the sampler's linear steps only.
+    pub detach_inputs: bool,
+    /// What is decoded.
+    pub end: End,
+}
+
+/// What is decoded after the last step that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The latents after it.
+    Latents,
+    /// The x₀ it was taken towards.
+    Original,
+}
+
+/// Latents with a graph.
+pub struct Unrolled {
+    /// To be decoded, `[B, C, h, w]`, fp32; one or more for each image of the batch.
+    pub latents: Vec<Tensor>,
+    /// Mean squared distance of the trained steps' ε from the base model's, a scalar; absent where nobody asked.
+    pub anchor: Option<Tensor>,
+}
+
+/// Switches adapters off until it is dropped, also by a panic.
+struct SwitchedOff<'a>(&'a AdapterSwitch);
+
+impl<'a> SwitchedOff<'a> {
+    fn new(switch: &'a AdapterSwitch) -> Self {
+        switch.set(false);
+        Self(switch)
+    }
+}
+
+impl Drop for SwitchedOff<'_> {
+    fn drop(&mut self) {
+        self.0.set(true);
+    }
+}
+
+/// Adapters that are merged into their weights until it is dropped, also by a panic.
+struct MergedIn<'a> {
+    merged: Option<Merged>,
+    parameters: &'a Parameters,
+    _off: SwitchedOff<'a>,
+}
+
+impl Drop for MergedIn<'_> {
+    fn drop(&mut self) {
+        if let Some(merged) = self.merged.take() {
+            merged.unmerge(self.parameters);
+        }
+    }
+}
+
+impl Policy<'_> {
+    /// Runs `body`, which builds no graph, with the adapters merged into the weights where those are fp32: in bf16 a small
+    /// update would round away.
+    ///
+    /// # Errors
+    /// What `body` says.
+    pub fn merged<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let parameters = &self.unet.parameters;
+        if parameters.kind != Kind::Float || parameters.adapted.is_empty() || !parameters.switch.is_on() {
+            return body();
+        }
+        let merged = Some(merge(parameters, &parameters.adapted)?);
+        let _merged = MergedIn { merged, parameters, _off: SwitchedOff::new(&parameters.switch) };
+        body()
+    }
+
+    /// Runs `body` with the model before training in place of the one that trains.
+    ///
+    /// # Errors
+    /// What `body` says.
+    pub fn as_base<T>(&self, body: impl FnOnce(&Policy) -> Result<T>) -> Result<T> {
+        let Some(base) = self.base else {
+            let _off = SwitchedOff::new(&self.unet.parameters.switch);
+            return body(self);
+        };
+        body(&Policy {
+            unet: base,
+            base: None,
+            sampler: self.sampler.clone(),
+            schedule: self.schedule.clone(),
+            negative: self.negative.shallow_clone(),
+            ..*self
+        })
+    }
+
+    /// Steps `steps` from latents `x` without a graph.
+    pub fn roll(&self, x: &Tensor, steps: Range<usize>, batch: &Batch) -> Tensor {
+        let mut x = x.detach();
+        // Keys and values of the prompts are the same in every step.
+        let prepared = OnceCell::new();
+        tch::no_grad(|| {
+            for index in steps {
+                let both = self.guided().then(|| Tensor::cat(&[&x, &x], 0));
+                let input = both.as_ref().unwrap_or(&x);
+                let context = prepared.get_or_init(|| self.unet.context(&self.context(batch)));
+                let output = self.unet.forward_with(input, &self.timesteps(input, index), context);
+                let output = if self.guided() { guide(&output, self.guidance_scale) } else { output };
+                x = self.sampler.step(index, &output, &x, None).sample(|| batch.noise(&format!("step/{index}")));
+            }
+        });
+        x
+    }
+
+    /// Steps `plan.cut..plan.stop` from latents `x` with a graph through those that train; `anchored` also compares them with
+    /// the base model.
+    pub fn unroll(&self, x: &Tensor, plan: &Plan, batch: &Batch, anchored: bool) -> Unrolled {
+        let mut x = x.detach();
+        let mut original = x.shallow_clone();
+        let mut distances = Vec::new();
+        for index in plan.cut..plan.stop {
+            let output = if plan.trained.contains(&index) {
+                let input = if plan.detach_inputs { x.detach() } else { x.shallow_clone() };
+                let output = self.predict(&input, index, batch);
+                if anchored {
+                    distances.push(self.distance(&input, &output, index, batch));
+                }
+                output
+            } else {
+                tch::no_grad(|| self.predict(&x.detach(), index, batch))
+            };
+            let step = self.sampler.step(index, &output, &x, None);
+            x = step.sample(|| batch.noise(&format!("step/{index}")));
+            original = step.predicted_original;
+        }
+        let latents = vec![if plan.end == End::Latents { x } else { original }];
+        let anchor = (!distances.is_empty()).then(|| Tensor::stack(&distances, 0).mean(Kind::Float));
+        Unrolled { latents, anchor }
+    }
+
+    /// The guided prediction for `x` before step `index`, `[B, C, h, w]`, fp32.
+    pub fn predict(&self, x: &Tensor, index: usize, batch: &Batch) -> Tensor {
+        self.predict_with(self.unet, x, index, batch, self.negative_branch_gradient)
+    }
+
+    /// The same by the model before training, without a graph.
+    pub fn predict_base(&self, x: &Tensor, index: usize, batch: &Batch) -> Tensor {
+        tch::no_grad(|| match self.base {
+            Some(base) => self.predict_with(base, &x.detach(), index, batch, true),
+            None => {
+                let _off = SwitchedOff::new(&self.unet.parameters.switch);
+                self.predict_with(self.unet, &x.detach(), index, batch, true)
+            }
+        })
+    }
+
+    /// Mean squared distance of ε from the base model's for input `x` of step `index`, a scalar.
+    pub fn distance(&self, x: &Tensor, output: &Tensor, index: usize, batch: &Batch) -> Tensor {
+        let base = self.predict_base(x, index, batch);
+        let level = self.level(index);
+        let epsilon = |output: &Tensor| level.epsilon(self.prediction, output, x);
+        (epsilon(output) - epsilon(&base)).square().mean(Kind::Float)
+    }
+
+    /// The noise level before step `index`.
+    pub fn level(&self, index: usize) -> Level {
+        Level::of(self.schedule.alpha_bar(self.sampler.timesteps()[index] as usize))
+    }
+
+    fn predict_with(&self, unet: &Unet, x: &Tensor, index: usize, batch: &Batch, both_branches: bool) -> Tensor {
+        let call = |x: &Tensor, context: &Tensor| unet.forward(x, &self.timesteps(x, index), context);
+        if !self.guided() {
+            return call(x, &batch.context);
+        }
+        if both_branches {
+            return guide(&call(&Tensor::cat(&[x, x], 0), &self.context(batch)), self.guidance_scale);
+        }
+        let negative = tch::no_grad(|| call(&x.detach(), &self.negative.expand(batch.context.size(), false)));
+        let positive = call(x, &batch.context);
+        &negative + (positive - &negative) * self.guidance_scale
+    }
+
+    /// Hidden states for a call, the negative prompts' first where there is guidance.
+    fn context(&self, batch: &Batch) -> Tensor {
+        if !self.guided() {
+            return batch.context.shallow_clone();
+        }
+        Tensor::cat(&[&self.negative.expand(batch.context.size(), false), &batch.context], 0)
+    }
+
+    fn guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+
+    fn timesteps(&self, x: &Tensor, index: usize) -> Tensor {
+        Tensor::full([x.size()[0]], self.sampler.timesteps()[index], (Kind::Float, x.device()))
+    }
+}

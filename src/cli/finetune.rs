@@ -1,0 +1,194 @@
+//! The command `social-reward diffusion finetune`.
+
+use std::path::PathBuf;
+
+use clap::{Args, builder::PossibleValuesParser};
+use serde::Serialize;
+
+use super::diffusion::DiffusionCommonArgs;
+
+/// Flags of `diffusion finetune`; every one but the last three is also a key of the `--config` file, with underscores.
+#[derive(Args, Serialize)]
+#[command(after_help = "Examples:
+  What would it take? Trainable parameters, memory, seconds a step, measured on one:
+    social-reward diffusion finetune --config configs/finetune/social-reward-sd21.toml --reward clip_model/final \\
+      --prompts prompts.txt --output tuned --dry-run
+  The run, and going on where it stopped:
+    social-reward diffusion finetune --config configs/finetune/social-reward-sd21.toml --reward clip_model/final \\
+      --prompts prompts.txt --held-out-prompts held-out.txt --output tuned [--resume]
+  Without any download, to see that all works:
+    social-reward diffusion finetune --algorithm draft-k --model random:sd-tiny --reward random:tiny \\
+      --prompts prompts.txt --sample-steps 5 --train-steps 5 --scale-images 4 --output try
+
+--output receives lora/ (pytorch_lora_weights.safetensors for diffusers, kohya.safetensors) or model/ (a diffusers folder),
+best/, checkpoints/, samples/, metrics.jsonl, TensorBoard events and config.toml.")]
+pub(crate) struct FinetuneArgs {
+    /// Method: refl, draft-k, draft-lv, drtune, align-prop or denoising
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(["refl", "draft-k", "draft-lv", "drtune", "align-prop", "denoising"]))]
+    algorithm: Option<String>,
+    /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
+    #[arg(long, value_name = "SD")]
+    model: Option<String>,
+    /// What is to rise: [NAME=]PATH[@WEIGHT]; may be given several times
+    #[arg(long, value_name = "REWARD")]
+    reward: Option<Vec<String>>,
+    /// Unit of rewards: of the base model's images, or none [default: standardised]
+    #[arg(long, value_parser = PossibleValuesParser::new(["standardised", "raw"]))]
+    reward_scale: Option<String>,
+    /// Images of the base model that give the unit [default: 64]
+    #[arg(long, value_name = "N")]
+    scale_images: Option<u32>,
+    /// Training prompts, one per line, or a table with a column `prompt` (.parquet, .csv, .jsonl)
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Prompts that are never trained on, to watch the run by
+    #[arg(long, value_name = "FILE")]
+    held_out_prompts: Option<PathBuf>,
+    /// Images (of denoising: rows) of each evaluation [default: 16]
+    #[arg(long, value_name = "N")]
+    held_out_images: Option<u32>,
+    /// Of denoising: table with columns `prompt` and `path` (.parquet, .csv, .jsonl)
+    #[arg(long, value_name = "FILE")]
+    images: Option<PathBuf>,
+    /// Folder for the run
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Optimizer steps [default: 200]
+    #[arg(long, value_name = "N")]
+    train_steps: Option<u32>,
+    /// Sampling steps of an image [default: 50]
+    #[arg(long, value_name = "N")]
+    sample_steps: Option<u32>,
+    /// Classifier-free guidance; 1 is none [default: as published: 7.5; refl 1, drtune 3.5, align-prop 5]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    guidance_scale: Option<f64>,
+    /// Noise of DDIM's steps, 0 to 1 [default: as published: 0; refl and align-prop 1]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    eta: Option<f64>,
+    /// Takes the place of the empty prompt in guidance
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Height of images [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    height: Option<u32>,
+    /// Width of images [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    width: Option<u32>,
+    /// Images of one optimizer step [default: 4]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<u32>,
+    /// How many of them share a prompt [default: 1]
+    #[arg(long, value_name = "N")]
+    images_per_prompt: Option<u32>,
+    /// Micro-batches that a batch is split into [default: as few as fit into memory]
+    #[arg(long, value_name = "N")]
+    gradient_accumulation: Option<u32>,
+    /// Learning rate of AdamW [default: 1e-4]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    learning_rate: Option<f64>,
+    /// AdamW's weight decay [default: 0]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    weight_decay: Option<f64>,
+    /// Scale larger gradients down to this norm; 0 never [default: 1]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    clip_norm: Option<f64>,
+    /// Learning rate after the warm-up [default: constant]
+    #[arg(long, value_parser = PossibleValuesParser::new(["constant", "cosine"]))]
+    schedule: Option<String>,
+    /// Steps of linear warm-up [default: 0]
+    #[arg(long, value_name = "N")]
+    warmup_steps: Option<u32>,
+    /// What trains: adapters, or every weight of the UNet [default: lora]
+    #[arg(long, value_parser = PossibleValuesParser::new(["lora", "full"]))]
+    train: Option<String>,
+    /// Rank of new adapters [default: 8]
+    #[arg(long, value_name = "N")]
+    lora_rank: Option<u32>,
+    /// Their alpha [default: the rank]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    lora_alpha: Option<f64>,
+    /// Ends of the names of layers that get one [default: to_q to_k to_v to_out.0]
+    #[arg(long, value_name = "LAYER", num_args = 1..)]
+    lora_targets: Option<Vec<String>>,
+    /// LoRA to start from (diffusers, PEFT or kohya keys)
+    #[arg(long, value_name = "PATH")]
+    lora: Option<PathBuf>,
+    /// Steps that train [default: draft-k 1, drtune 3]
+    #[arg(long, value_name = "K")]
+    truncation_steps: Option<u32>,
+    /// Of draft-lv: noised copies of each image [default: 2]
+    #[arg(long, value_name = "N")]
+    copies: Option<u32>,
+    /// Gradients flow through the unconditional pass [default: as published: all but drtune]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    negative_branch_gradient: Option<bool>,
+    /// Factor on the squared distance of ε from the base model's [default: 0]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    anchor: Option<f64>,
+    /// Loss of a reward r: -r, or relu(margin - r) [default: negative]
+    #[arg(long, value_parser = PossibleValuesParser::new(["negative", "relu"]))]
+    shaping: Option<String>,
+    /// Of the relu [default: 2]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    margin: Option<f64>,
+    /// Factor on the reward's part of the loss [default: 1]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    loss_scale: Option<f64>,
+    /// Deviation of noise on the pixels that the reward sees [default: 0]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pixel_noise: Option<f64>,
+    /// Noise on the reward's weights, as a share of each tensor's deviation [default: 0]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    weight_noise: Option<f64>,
+    /// Of denoising: γ of min-SNR weighting [default: none]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    snr_gamma: Option<f64>,
+    /// Of denoising: steps that train the VAE first [default: 0]
+    #[arg(long, value_name = "N")]
+    vae_steps: Option<u32>,
+    /// Learning rate of those [default: 1e-3]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    vae_learning_rate: Option<f64>,
+    /// Of denoising: share of images whose prompt is left out [default: 0.1]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    prompt_dropout: Option<f64>,
+    /// Decay of a running mean of what trains, which is evaluated and saved [default: none]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    ema_decay: Option<f64>,
+    /// Compute activations again in the backward pass [default: auto, where memory needs it]
+    #[arg(long, value_parser = PossibleValuesParser::new(["auto", "on", "off"]))]
+    gradient_checkpointing: Option<String>,
+    /// Kind of frozen weights and activations [default: fp32; bf16 on CUDA]
+    #[arg(long, value_parser = PossibleValuesParser::new(["fp32", "bf16"]))]
+    precision: Option<String>,
+    /// What the model predicts, where the file does not say [default: the model's; epsilon for a single file]
+    #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]))]
+    prediction_type: Option<String>,
+    /// Evaluate every N steps besides before the first and after the last [default: 50]
+    #[arg(long, value_name = "N")]
+    evaluate_every: Option<u32>,
+    /// Stop, back to the best, once the reward rose while N other measures fell [default: only report]
+    #[arg(long, value_name = "N")]
+    stop_after_falls: Option<u32>,
+    /// Checkpoint every N steps besides after the last [default: 100]
+    #[arg(long, value_name = "N")]
+    checkpoint_every: Option<u32>,
+    /// Checkpoints that stay on disk; 0 keeps all [default: 3]
+    #[arg(long, value_name = "N")]
+    keep_checkpoints: Option<u32>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    common: DiffusionCommonArgs,
+    /// TOML file with any of these settings; a flag beats the file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// Load everything, measure one step, print the plan and stop
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) dry_run: bool,
+    /// Go on with the run in --output
+    #[arg(long, conflicts_with = "dry_run")]
+    #[serde(skip)]
+    pub(crate) resume: bool,
+}
