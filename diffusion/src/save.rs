@@ -1,6 +1,11 @@
 //! Writing a diffusers folder that `StableDiffusionPipeline.from_pretrained` opens.
 
-use std::{borrow::Cow, collections::HashMap, path::Path};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    io::{Read, Seek, SeekFrom, Write},
+    path::Path,
+};
 
 use reward::weights::save::{json_file, replace_file};
 use safetensors::{Dtype, View};
@@ -134,8 +139,28 @@ pub(crate) fn tensor_file(
     metadata.insert("format".to_owned(), "pt".to_owned());
     replace_file(path, |partial| {
         safetensors::serialize_to_file(tensors, Some(metadata), partial)
-            .map_err(|error| Error::data(format!("cannot write {}", path.display())).caused_by(error))
+            .map_err(|error| Error::data(format!("cannot write {}", path.display())).caused_by(error))?;
+        sort_metadata(partial)
     })
+}
+
+/// Brings the metadata of a safetensors file in order, in place: its writer leaves them in another one each time, and equal
+/// runs are to write equal files.
+fn sort_metadata(path: &Path) -> Result<()> {
+    let mut file = fs_err::OpenOptions::new().read(true).write(true).open(path)?;
+    let mut size = [0; 8];
+    file.read_exact(&mut size)?;
+    let size = u64::from_le_bytes(size) as usize;
+    let mut header = vec![0; size];
+    file.read_exact(&mut header)?;
+    let broken = |error| Error::data(format!("{}: header", path.display())).caused_by(error);
+    let mut parsed: Value = serde_json::from_slice(&header).map_err(broken)?;
+    if let Some(metadata) = parsed["__metadata__"].as_object_mut() {
+        metadata.sort_keys();
+    }
+    // The same bytes in another order, so of the same length; the blanks that the header may end in stay.
+    file.seek(SeekFrom::Start(8))?;
+    Ok(file.write_all(parsed.to_string().as_bytes())?)
 }
 
 /// A tensor that is copied from its device when its turn to be written comes.

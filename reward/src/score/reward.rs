@@ -43,7 +43,7 @@ pub trait Reward {
         None
     }
 
-    /// Handles on the weights that [`Self::score`] computes with.
+    /// Handles on the weights by which [`Self::score`] sees pictures.
     fn weights(&self) -> Vec<Tensor> {
         Vec::new()
     }
@@ -129,7 +129,9 @@ impl Reward for SocialReward {
     }
 
     fn weights(&self) -> Vec<Tensor> {
-        self.clip.parameters.values().map(Tensor::shallow_clone).collect()
+        // Not those of the text tower: prompts are embedded once.
+        let visual = self.clip.parameters.iter().filter(|(name, _)| name.starts_with("visual."));
+        visual.map(|(_, tensor)| tensor.shallow_clone()).collect()
     }
 }
 
