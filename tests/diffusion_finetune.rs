@@ -214,6 +214,11 @@ fn what_cannot_work_is_named() {
         ("--algorithm draft-k --images x.csv", 2, ["images", "only `denoising`"]),
         ("--algorithm draft-k --reward clipscore=x", 2, ["clipscore", "social-reward"]),
         ("--algorithm draft-k --reward nowhere.pt", 1, ["nowhere.pt", "no such file"]),
+        (
+            "--algorithm draft-k --reward golden/pipeline/model/unet/diffusion_pytorch_model.safetensors",
+            1,
+            ["unet/diffusion_pytorch_model.safetensors", "CLIP"],
+        ),
         ("--algorithm draft-k --height 20", 2, ["height = 20", "multiple of"]),
         ("--algorithm draft-k --lora-targets to_w", 2, ["lora_targets", "to_w"]),
         (
@@ -226,6 +231,11 @@ fn what_cannot_work_is_named() {
     ] {
         work.run(&format!("{base} {flags}")).fails(code, &parts);
     }
+    // A VAE of another model beside the UNet.
+    work.run("diffusion export --model random:sd-tiny --output mixed").succeeds();
+    let config = work.text("mixed/vae/config.json").replace("\"latent_channels\": 4", "\"latent_channels\": 16");
+    work.write("mixed/vae/config.json", config);
+    work.run(&format!("{base} --algorithm draft-k").replace("random:sd-tiny", "mixed")).fails(1, &["mixed", "vae"]);
     let prompts = |file: &str| format!("{base} --algorithm draft-k").replace("prompts.txt", file);
     work.run(&prompts("empty.txt")).fails(1, &["no prompts in", "empty.txt"]);
     work.run(&prompts("none.txt")).fails(1, &["none.txt", "does not exist"]);
