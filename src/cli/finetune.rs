@@ -29,7 +29,7 @@ pub(crate) struct FinetuneArgs {
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]
     model: Option<String>,
-    /// What is to rise: [NAME=]PATH[@WEIGHT]; may be given several times
+    /// What is to rise: PATH, NAME=PATH or PATH@WEIGHT; may be given several times
     #[arg(long, value_name = "REWARD")]
     reward: Option<Vec<String>>,
     /// Unit of rewards: of the base model's images, or none [default: standardised]

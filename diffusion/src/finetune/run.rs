@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
             schedule: NoiseSchedule::new(&scheduler),
             prediction: scheduler.prediction_type,
             guidance_scale,
-            negative: parts.embeddings.of(&[config.negative_prompt.clone()]),
+            negative: parts.embeddings.of(std::slice::from_ref(&config.negative_prompt)),
             negative_branch_gradient,
         };
         let objective = Objective {
