@@ -2,6 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
+use diffusion::{algorithm::AlgorithmName, finetune::FinetuneConfig};
 use serde_json::Value;
 
 use crate::{diffusion_generate::pixels, harness::Workspace};
@@ -257,4 +258,26 @@ fn a_full_disk_leaves_the_older_checkpoint() {
     assert_eq!(work.checkpoints("run"), [2]);
     assert!(work.bytes("run/checkpoints/step-2/trained.safetensors") == before);
     work.run(&format!("{command} --resume")).succeeds();
+}
+
+/// Every published setting parses, and is complete but for what only a user can say.
+#[test]
+fn the_configs_are_settings() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/finetune");
+    let files: Vec<_> = fs_err::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 7);
+    for file in files {
+        let mut config: FinetuneConfig = toml::from_str(&fs_err::read_to_string(&file).unwrap()).unwrap();
+        let own = config.algorithm == Some(AlgorithmName::Denoising);
+        config.model.get_or_insert("SD".to_owned());
+        config.output = Some("out".into());
+        match own {
+            true => config.images = Some("images.parquet".into()),
+            false => {
+                config.reward = vec!["clip_model/final".parse().unwrap()];
+                config.prompts = Some("prompts.txt".into());
+            }
+        }
+        config.check().unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
 }

@@ -88,7 +88,9 @@ impl Parts {
         let count = |tensors: &mut dyn Iterator<Item = &Tensor>| -> usize { tensors.map(Tensor::numel).sum() };
         let trained = unet.parameters.trained();
         let training = count(&mut trained.iter().map(|(_, tensor)| tensor));
-        let all = count(&mut unet.parameters.tensors.values().chain(vae.parameters.tensors.values()));
+        let seen = self.rewards.iter().flat_map(|weighted| weighted.reward.weights()).collect::<Vec<_>>();
+        let models = unet.parameters.tensors.values().chain(vae.parameters.tensors.values());
+        let all = count(&mut models.chain(&seen));
         let method = config.method();
         let plan = method.as_ref().map(|method| method.plan(config.sample_steps, &mut noise::stream(0, "plan")));
         let counts = [all.max(training), training];

@@ -180,12 +180,10 @@ impl<'a> Run<'a> {
                 self.config.held_out_images,
                 self.config.seed,
                 self.parts.models.latents,
-                self.config.batch_size,
+                self.stepper.micro,
             );
             let base = self.policy.as_base(|base| {
-                held_out.snapshot(base, &self.objective, &self.parts.embeddings, &|done, total| {
-                    self.observer.event(&Event::Progress { phase: "base images", done, total });
-                })
+                held_out.snapshot(base, &self.objective, &self.parts.embeddings, &self.watched("base images"))
             })?;
             self.held_out = Some((held_out, base));
         }
@@ -193,6 +191,15 @@ impl<'a> Run<'a> {
             self.evaluate()?;
         }
         Ok(())
+    }
+
+    /// Reports progress, and ends what is under way when the user asks; only before the first step, where nothing is lost.
+    fn watched(&self, phase: &'static str) -> impl Fn(usize, usize) -> Result<()> {
+        let (observer, stop) = (self.observer, self.stop);
+        move |done, total| {
+            observer.event(&Event::Progress { phase, done, total });
+            if stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+        }
     }
 
     /// Sets the unit of every reward: what an earlier part of the run found, or else from images of the base model.
@@ -209,13 +216,12 @@ impl<'a> Run<'a> {
                     self.config.scale_images,
                     image_seed(self.config.seed, "scale", 0),
                     self.parts.models.latents,
-                    self.config.batch_size,
+                    self.stepper.micro,
                 );
-                let snapshot = self.policy.as_base(|base| {
-                    images.snapshot(base, &self.objective, &self.parts.embeddings, &|done, total| {
-                        self.observer.event(&Event::Progress { phase: "images for the rewards' scale", done, total });
-                    })
-                })?;
+                let progress = self.watched("images for the rewards' scale");
+                let snapshot = self
+                    .policy
+                    .as_base(|base| images.snapshot(base, &self.objective, &self.parts.embeddings, &progress))?;
                 let mut scales = BTreeMap::new();
                 for weighted in &self.parts.rewards {
                     scales
@@ -339,6 +345,7 @@ impl<'a> Run<'a> {
         let tuned = self.stepper.with_means(|| {
             held_out.snapshot(policy, objective, &parts.embeddings, &|done, total| {
                 observer.event(&Event::Progress { phase: "held-out images", done, total });
+                Ok(())
             })
         })?;
         let comparison = held_out.compare(&tuned, base, &parts.rewards);
