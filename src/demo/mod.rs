@@ -1,5 +1,6 @@
 //! `social-reward demo`: a toy world in which the true popularity of a picture is known; a small CLIP learns it.
 
+mod captions;
 pub(crate) mod world;
 pub(crate) mod write;
 
@@ -26,6 +27,7 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
             .line(&format!("{}: {triplets} triplets, {prompts} prompts, noise ceiling {ceiling:.4}", file.display()));
     }
     if arguments.data_only.is_some() {
+        captions::write_captions(&folder, arguments.seed, train)?;
         commands::print(&folder.display().to_string())?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -143,7 +143,7 @@ fn draw_scene(request: &Request, generator: &mut impl Rng) -> Scene {
 }
 
 /// Writes a PNG or a JPEG, by the toss of a coin, and gives its path as the parquet file has it.
-fn write_picture(folder: &Path, stem: &str, scene: &Scene, generator: &mut impl Rng) -> Result<String> {
+pub(super) fn write_picture(folder: &Path, stem: &str, scene: &Scene, generator: &mut impl Rng) -> Result<String> {
     let pixels = render(scene, SIDE);
     let mut bytes = Vec::new();
     let extension = if generator.random_bool(0.5) {

@@ -6,6 +6,7 @@ use tch::Kind;
 
 use super::config::{Checkpointing, FinetuneConfig};
 use crate::{
+    algorithm::AlgorithmName,
     config::{UnetConfig, VaeConfig},
     policy::Plan,
 };
@@ -57,12 +58,15 @@ impl Estimate {
         let (decoded, decoded_inputs, decoded_largest) =
             if plan.is_some() { vae_elements(vae, pixels) } else { (0.0, 0.0, 0.0) };
         let reward = if plan.is_some() { REWARD } else { 0.0 };
+        // The copies of DRaFT-LV are in one graph with their image.
+        let copies_at_once =
+            if config.algorithm == Some(AlgorithmName::DraftLv) { (config.copies + 1) as f64 } else { 1.0 };
         Self {
             frozen: (parameters - trained) as f64 * bytes,
             trained: trained as f64 * 4.0 * copies,
-            image: bytes * (kept * steps + decoded) + reward,
-            image_recomputed: bytes * (inputs * steps + decoded_inputs + (largest * branches).max(decoded_largest))
-                + reward,
+            image: copies_at_once * (bytes * (kept * steps + decoded) + reward),
+            image_recomputed: copies_at_once * (bytes * (inputs * steps + decoded_inputs) + reward)
+                + bytes * (largest * branches).max(decoded_largest),
         }
     }
 
