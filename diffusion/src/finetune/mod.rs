@@ -172,7 +172,7 @@ impl Parts {
         let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
         let mut rewards: Vec<Weighted> = Vec::new();
         for spec in &config.reward {
-            let reward = spec.load(device, kind)?;
+            let reward = spec.load(config.clip.as_deref(), device, kind)?;
             if !reward.differentiable() && config.algorithm != Some(AlgorithmName::Denoising) {
                 return Err(Error::usage(format!(
                     "reward `{}` has no gradient, which this method needs",

@@ -32,6 +32,34 @@ pub(super) fn clean(text: &str) -> String {
     unescaped.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
+/// The normalizer of transformers' `CLIPTokenizerFast`: composed (NFC), white space, lower case letter by letter.
+pub(super) fn normalise(text: &str) -> String {
+    let composed = if text.is_ascii() { text.into() } else { Cow::Owned(compose(text)) };
+    let single = composed.split_whitespace().collect::<Vec<_>>().join(" ");
+    single.chars().flat_map(char::to_lowercase).collect()
+}
+
+/// NFC, by plsfix with everything else switched off.
+fn compose(text: &str) -> String {
+    let config = plsfix::TextFixerConfig {
+        unescape_html: Some(false),
+        remove_terminal_escapes: false,
+        fix_encoding: false,
+        restore_byte_a0: false,
+        replace_lossy_sequences: false,
+        decode_inconsistent_utf8: false,
+        fix_c1_controls: false,
+        fix_latin_ligatures: false,
+        fix_character_width: false,
+        uncurl_quotes: false,
+        fix_line_breaks: false,
+        remove_control_chars: false,
+        normalization: Some(plsfix::Normalization::NFC),
+        max_decode_length: i32::MAX,
+    };
+    plsfix::fix_text(text, Some(&config))
+}
+
 /// `ftfy.fix_text`: plsfix, behind what it lacks.
 fn fix_text(text: &str) -> Cow<'_, str> {
     // Nothing of ftfy's applies: most prompts, and its tables are never built.
@@ -110,6 +138,12 @@ mod tests {
         assert_eq!(clean("  A\tCafÃ©\n &amp;amp; ﬁn  "), "a café & fin");
         assert_eq!(clean("ΟΔΟΣ ＦＵＬＬ “q”"), "οδος full \"q\"");
         assert_eq!(clean(""), "");
+    }
+
+    #[test]
+    fn normalises_without_mending() {
+        assert_eq!(normalise(" A\tCafe\u{301}  &amp; “q” Ã©ΟΣ "), "a café &amp; “q” ã©οσ");
+        assert_eq!(normalise(""), "");
     }
 
     #[test]

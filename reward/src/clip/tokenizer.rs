@@ -10,7 +10,7 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::clean::{clean, pattern};
+use super::clean::{clean, normalise, pattern};
 use crate::Result;
 
 /// OpenAI's file (MIT, © 2021 OpenAI): a header line, then a merge per line, best first.
@@ -88,9 +88,17 @@ impl Tokenizer {
     /// The ids of `text` after OpenAI's clean-up. What does not fit into `context_length` (77 for OpenAI's models) is
     /// cut, and the end token kept, as `clip.tokenize(text, truncate=True)` does.
     pub fn encode(&self, text: &str, context_length: usize) -> Tokens {
-        let text = clean(text);
+        self.encode_cleaned(&clean(text), context_length)
+    }
+
+    /// The ids of `text` as transformers' `CLIPTokenizerFast` gives them, which mends nothing: [`normalise`] alone.
+    pub fn encode_unmended(&self, text: &str, context_length: usize) -> Tokens {
+        self.encode_cleaned(&normalise(text), context_length)
+    }
+
+    fn encode_cleaned(&self, text: &str, context_length: usize) -> Tokens {
         let mut ids = vec![Self::START];
-        for word in self.words.find_iter(&text) {
+        for word in self.words.find_iter(text) {
             self.push_word(word.as_str(), &mut ids);
             if ids.len() >= context_length {
                 break;

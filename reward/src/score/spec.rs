@@ -6,22 +6,79 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, error::did_you_mean};
 
-/// The rewards that can be loaded.
+/// The rewards that can be loaded, which are the metrics with weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RewardName {
-    /// The cosine of a CLIP.
+    /// The cosine of a CLIP trained on what people remix.
     SocialReward,
+    /// The cosine of a CLIP.
+    ClipScore,
+    /// LAION's aesthetic predictor v2.
+    Aesthetic,
+    /// PickScore v1.
+    PickScore,
+    /// Human Preference Score v2.
+    HpsV2,
+    /// Human Preference Score v2.1.
+    HpsV21,
+}
+
+/// What a score's number is, printed beside it: numbers of one model under two conventions cannot be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Convention {
+    /// Of unit embeddings, −1 to 1; not ×100, not ×2.5.
+    Cosine,
+    /// The cosine times the model's own temperature.
+    ScaledCosine,
+    /// A mean opinion.
+    Rating,
+}
+
+impl Convention {
+    /// As it is printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::ScaledCosine => "exp(logit_scale) × cosine",
+            Self::Rating => "rating, about 1 to 10",
+        }
+    }
 }
 
 impl RewardName {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::SocialReward];
+    pub const ALL: [Self; 6] =
+        [Self::SocialReward, Self::ClipScore, Self::Aesthetic, Self::PickScore, Self::HpsV2, Self::HpsV21];
 
     /// As it is written in settings.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SocialReward => "social-reward",
+            Self::ClipScore => "clip-score",
+            Self::Aesthetic => "aesthetic",
+            Self::PickScore => "pick-score",
+            Self::HpsV2 => "hps-v2",
+            Self::HpsV21 => "hps-v2.1",
         }
+    }
+
+    /// What its number is.
+    pub fn convention(self) -> Convention {
+        match self {
+            Self::SocialReward | Self::ClipScore | Self::HpsV2 | Self::HpsV21 => Convention::Cosine,
+            Self::PickScore => Convention::ScaledCosine,
+            Self::Aesthetic => Convention::Rating,
+        }
+    }
+
+    /// Whether it stands on a CLIP that is not in its file.
+    pub fn needs_clip(self) -> bool {
+        self == Self::Aesthetic
+    }
+
+    /// Whether it is a Human Preference Score, of either version.
+    pub fn is_hps(self) -> bool {
+        matches!(self, Self::HpsV2 | Self::HpsV21)
     }
 }
 
@@ -52,15 +109,30 @@ pub struct RewardSpec {
 }
 
 impl RewardSpec {
-    /// Loads it, frozen. `kind`: of weights and activations.
+    /// Loads it, frozen. `clip`: what [`RewardName::needs_clip`] asks for, else unused; `kind`: of weights and activations.
     ///
     /// # Errors
-    /// The weights cannot be read, or are no such reward.
+    /// The weights cannot be read or are no such reward, or the CLIP is not given.
     #[cfg(feature = "torch")]
-    pub fn load(&self, device: tch::Device, kind: tch::Kind) -> Result<Box<dyn super::reward::Reward>> {
-        match self.name {
-            RewardName::SocialReward => Ok(Box::new(super::reward::SocialReward::load(&self.path, device, kind)?)),
-        }
+    pub fn load(
+        &self,
+        clip: Option<&str>,
+        device: tch::Device,
+        kind: tch::Kind,
+    ) -> Result<Box<dyn super::reward::Reward>> {
+        use crate::metrics::{aesthetic, clip_reward::ClipReward, hps::hps, pick_score::pick_score};
+        let path = &self.path;
+        Ok(match self.name {
+            RewardName::SocialReward | RewardName::ClipScore => {
+                Box::new(ClipReward::cosine(self.name, path, device, kind)?)
+            }
+            RewardName::Aesthetic => {
+                let clip = clip.ok_or_else(|| aesthetic::no_clip(path))?;
+                Box::new(aesthetic::Aesthetic::load(path, clip, device, kind)?)
+            }
+            RewardName::PickScore => Box::new(pick_score(path, device, kind)?),
+            RewardName::HpsV2 | RewardName::HpsV21 => Box::new(hps(self.name, path, device, kind)?),
+        })
     }
 }
 
@@ -115,6 +187,17 @@ mod tests {
     use super::*;
     use crate::ErrorKind;
 
+    const KNOWN: &str = "expected `social-reward`, `clip-score`, `aesthetic`, `pick-score`, `hps-v2`, `hps-v2.1`";
+
+    #[test]
+    fn every_name_reads_back() {
+        for name in RewardName::ALL {
+            assert_eq!(name.as_str().parse::<RewardName>().unwrap(), name);
+            let spec: RewardSpec = format!("{}=a.pt@2", name.as_str()).parse().unwrap();
+            assert_eq!(spec, RewardSpec { name, path: "a.pt".to_owned(), weight: 2.0 });
+        }
+    }
+
     #[test]
     fn name_and_weight_are_optional_and_paths_may_hold_their_signs() {
         for (text, path, weight) in [
@@ -138,12 +221,12 @@ mod tests {
         for (text, message, hint) in [
             (
                 "socialreward=a",
-                "unknown reward `socialreward`, expected `social-reward`",
+                &format!("unknown reward `socialreward`, {KNOWN}"),
                 Some("did you mean `social-reward`?"),
             ),
             (
                 "lr=3/final",
-                "unknown reward `lr`, expected `social-reward`",
+                &format!("unknown reward `lr`, {KNOWN}"),
                 Some("a path with `=` in its first part is written `./…`"),
             ),
             ("a@0", "reward `a@0`: want a finite weight other than 0, found 0", None),
@@ -170,6 +253,6 @@ mod tests {
             "reward = [\"social-reward=random:tiny@1\", \"social-reward=b@3\"]\n"
         );
         let error = toml::from_str::<Settings>(r#"reward = ["pickscore=b"]"#).unwrap_err();
-        assert!(error.message().contains("unknown reward `pickscore`, expected `social-reward`"), "{error}");
+        assert!(error.message().contains(&format!("unknown reward `pickscore`, {KNOWN}")), "{error}");
     }
 }

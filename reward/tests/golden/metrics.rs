@@ -1,0 +1,125 @@
+//! Every metric with weights against the field's own code on the same tiny checkpoints: tests/golden/metrics.py.
+
+use reward::{
+    Error,
+    clip::in_graph::letterbox,
+    score::{reward::Reward, spec::RewardSpec},
+};
+use tch::{Device, Kind, Tensor};
+
+use crate::fixture::{Fixture, assert_close, golden, golden_text, relative_norm, values};
+
+const CASES: [&str; 5] = ["square", "wide", "tall", "small", "narrow"];
+const PROMPTS: [&str; 2] = ["a red fox in snow, highly detailed", "Sunset over the SEA"];
+
+/// Name, checkpoint, and the key of the expected scores.
+const METRICS: [(&str, &str, &str); 6] = [
+    ("social-reward", "clip.pt", "clip-score"),
+    ("clip-score", "clip.pt", "clip-score"),
+    ("aesthetic", "aesthetic.pth", "aesthetic"),
+    ("pick-score", "pick_score", "pick-score"),
+    ("hps-v2", "hps.pt", "hps-v2"),
+    ("hps-v2.1", "hps.pt", "hps-v2"),
+];
+
+fn path(name: &str) -> String {
+    golden_text(&format!("metrics/{name}"))
+}
+
+fn load(name: &str, file: &str, kind: Kind) -> reward::Result<Box<dyn Reward>> {
+    let spec: RewardSpec = format!("{name}={}", path(file)).parse().unwrap();
+    spec.load(Some(&path("clip.pt")), Device::Cpu, kind)
+}
+
+#[track_caller]
+fn refusal(result: reward::Result<Box<dyn Reward>>) -> Error {
+    match result {
+        Ok(reward) => panic!("loaded: {}", reward.name()),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn scores_are_those_of_the_authors_code() {
+    let fixture = Fixture::open("metrics/expected.safetensors");
+    for (name, file, key) in METRICS {
+        let reward = load(name, file, Kind::Float).unwrap();
+        assert_eq!((reward.name(), reward.differentiable()), (name, true));
+        for case in CASES {
+            let pixels = fixture.torch(&format!("{case}.pixels"));
+            let scores = reward.score(&pixels, &PROMPTS).unwrap();
+            let want = fixture.floats(&format!("{case}.{key}"));
+            assert_close(&format!("{name}, {case}"), &values(&scores), &want, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn the_letterbox_and_its_gradient_are_torchvisions() {
+    let fixture = Fixture::open("metrics/expected.safetensors");
+    for case in CASES {
+        let want = fixture.floats(&format!("{case}.letterbox"));
+        let pixels = fixture.torch(&format!("{case}.pixels")).narrow(0, 0, 1);
+        assert_close(case, &values(&letterbox(&pixels, 28)), &want, 1e-5);
+    }
+    let pixels = fixture.torch("wide.pixels").set_requires_grad(true);
+    let reward = load("hps-v2", "hps.pt", Kind::Float).unwrap();
+    reward.score(&pixels, &PROMPTS).unwrap().sum(Kind::Float).backward();
+    let error = relative_norm(&values(&pixels.grad()), &fixture.floats("wide.hps-v2.gradient"));
+    assert!(error <= 1e-4, "gradient off by {error:e}");
+}
+
+/// The factor of PickScore is read as fp32: exp of a rounded logit_scale would be off by a percent at 4.6.
+#[test]
+fn bf16_is_near_fp32() {
+    let fixture = Fixture::open("metrics/expected.safetensors");
+    for (name, file, key) in METRICS {
+        let reward = load(name, file, Kind::BFloat16).unwrap();
+        let scores = reward.score(&fixture.torch("tall.pixels"), &PROMPTS).unwrap();
+        assert_eq!(scores.kind(), Kind::Float);
+        let tolerance = if name == "pick-score" { 0.03 * 3.2_f32.exp() } else { 0.1 };
+        assert_close(name, &values(&scores), &fixture.floats(&format!("tall.{key}")), tolerance);
+    }
+}
+
+#[test]
+fn every_checkpoint_file_is_named_by_its_sha256() {
+    let named = |name, file| load(name, file, Kind::Float).unwrap().checkpoint_sha256().unwrap();
+    let head = named("aesthetic", "aesthetic.pth");
+    assert_eq!(head[0].0, golden("metrics/aesthetic.pth"));
+    assert_eq!(head[1], named("clip-score", "clip.pt")[0]);
+    assert_eq!(named("pick-score", "pick_score")[0].0, golden("metrics/pick_score/pytorch_model.bin"));
+    assert!(head.iter().all(|(_, hash)| hash.len() == 64));
+}
+
+#[test]
+fn a_checkpoint_of_another_kind_is_refused_with_a_way_out() {
+    for (name, file, says, hint) in [
+        ("aesthetic", "clip.pt", "`layers.0.weight` is missing", "sac+logos+ava1-l14-linearMSE.pth"),
+        ("clip-score", "aesthetic.pth", "no tensor `visual.conv1.weight`", "Hugging Face CLIP folders"),
+        ("hps-v2", "aesthetic.pth", "no tensor `visual.conv1.weight`", "Hugging Face CLIP folders"),
+        ("pick-score", "../clip/hf_quick_gelu", "pick-score is a ViT-H/14 with exact GELU", "PickScore_v1"),
+        ("hps-v2.1", "../clip/hf_quick_gelu", "hps-v2.1 is a ViT-H/14 with exact GELU", "HPS_v2.1_compressed.pt"),
+        ("pick-score", "../clip/hf_gelu", "200 tokens", "another tokenizer"),
+        ("hps-v2", "absent.pt", "absent.pt: no such file", "state dict"),
+    ] {
+        let error = refusal(load(name, file, Kind::Float));
+        assert!(error.to_string().contains(says), "{name} of {file}: {error}");
+        assert!(error.hint_text().is_some_and(|text| text.contains(hint)), "{error}: {:?}", error.hint_text());
+    }
+    let spec: RewardSpec = format!("aesthetic={}", path("aesthetic.pth")).parse().unwrap();
+    let error = refusal(spec.load(None, Device::Cpu, Kind::Float));
+    assert!(error.hint_text().unwrap().contains("--clip PATH"), "{error}");
+    let error = refusal(spec.load(Some("random:tiny"), Device::Cpu, Kind::Float));
+    assert!(error.to_string().contains("`layers.0.weight` has shape [16, 24], want [16, 64]"), "{error}");
+}
+
+/// Prompts are counted even where they are not read.
+#[test]
+fn shapes_are_checked_at_every_door() {
+    for (name, file, _) in METRICS {
+        let reward = load(name, file, Kind::Float).unwrap();
+        let error = reward.score(&Tensor::zeros([2, 3, 8, 8], (Kind::Float, Device::Cpu)), &["one"]).unwrap_err();
+        assert_eq!(error.to_string(), "pixels to score for 1 prompt(s): want [1, 3, H, W], got [2, 3, 8, 8]", "{name}");
+    }
+}
