@@ -30,7 +30,7 @@ pub(crate) struct FinetuneArgs {
     #[arg(long, value_name = "SD")]
     model: Option<String>,
     /// What is to rise: [NAME=]PATH[@WEIGHT]; may be given several times. NAME: social-reward [default], clip-score,
-    /// aesthetic, pick-score, hps-v2, hps-v2.1
+    /// aesthetic, pick-score, hps-v2, hps-v2.1, image-reward
     #[arg(long, value_name = "REWARD")]
     reward: Option<Vec<String>>,
     /// The CLIP ViT-L/14 that the reward `aesthetic` stands on

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+pub(crate) use plsfix::Normalization;
 use regex::{Captures, Regex};
 
 /// What Python's `html.unescape` looks at: decimal, hexadecimal, named; the semicolon may be missing.
@@ -21,7 +22,7 @@ static TERMINAL_ESCAPE: LazyLock<Regex> = LazyLock::new(|| pattern(r"\x1b\[[\d;]
 static CLOSED_REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern("&(#?[0-9A-Za-z]{1,24};)"));
 
 /// A pattern of ours: it compiles, or the tests fail.
-pub(super) fn pattern(text: &str) -> Regex {
+pub(crate) fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("a literal pattern")
 }
 
@@ -34,13 +35,13 @@ pub(super) fn clean(text: &str) -> String {
 
 /// The normalizer of transformers' `CLIPTokenizerFast`: composed (NFC), white space, lower case letter by letter.
 pub(super) fn normalise(text: &str) -> String {
-    let composed = if text.is_ascii() { text.into() } else { Cow::Owned(compose(text)) };
+    let composed = if text.is_ascii() { text.into() } else { Cow::Owned(normal_form(text, Normalization::NFC)) };
     let single = composed.split_whitespace().collect::<Vec<_>>().join(" ");
     single.chars().flat_map(char::to_lowercase).collect()
 }
 
-/// NFC, by plsfix with everything else switched off.
-fn compose(text: &str) -> String {
+/// A normal form of Unicode, by plsfix with everything else switched off.
+pub(crate) fn normal_form(text: &str, form: Normalization) -> String {
     let config = plsfix::TextFixerConfig {
         unescape_html: Some(false),
         remove_terminal_escapes: false,
@@ -54,7 +55,7 @@ fn compose(text: &str) -> String {
         uncurl_quotes: false,
         fix_line_breaks: false,
         remove_control_chars: false,
-        normalization: Some(plsfix::Normalization::NFC),
+        normalization: Some(form),
         max_decode_length: i32::MAX,
     };
     plsfix::fix_text(text, Some(&config))

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
 
-use super::clip_reward::ClipReward;
+use super::{affine::Affine, clip_reward::ClipReward};
 use crate::{
     Error, Result,
     score::{
@@ -18,63 +18,11 @@ use crate::{
     weights::{Checkpoint, OpenOptions, file::TensorFile},
 };
 
-/// Its layers' places among dropouts.
-const LAYERS: [usize; 5] = [0, 2, 4, 6, 7];
-
 /// `w · unit(image) + b`.
 pub struct Aesthetic {
     clip: ClipReward,
     head: Affine,
     files: Vec<PathBuf>,
-}
-
-/// Stacked linear layers as the one map they are.
-#[derive(Debug)]
-pub(super) struct Affine {
-    /// `[1, in]`, fp32.
-    weight: Tensor,
-    /// `[1]`, fp32.
-    bias: Tensor,
-}
-
-impl Affine {
-    /// Folds the layers `PREFIXlayers.{0,2,4,6,7}` of `file` in fp64. `width`: what they read.
-    ///
-    /// # Errors
-    /// A layer cannot be read. The file's shapes have been checked against [`Self::parameters`].
-    pub(super) fn read(file: &TensorFile, prefix: &str, width: usize, device: Device) -> Result<Self> {
-        let double = (Kind::Double, Device::Cpu);
-        let (mut weight, mut bias) = (Tensor::eye(width as i64, double), Tensor::zeros([width as i64], double));
-        let read = |(name, shape): &(String, Vec<usize>)| -> Result<Tensor> {
-            let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
-            Ok(Tensor::from_slice(&file.read(name)?).to_kind(Kind::Double).view(shape.as_slice()))
-        };
-        for [layer, offset] in Self::parameters(file, prefix, width).as_chunks().0 {
-            let layer = read(layer)?;
-            (weight, bias) = (layer.matmul(&weight), layer.mv(&bias) + read(offset)?);
-        }
-        let fp32 = |tensor: Tensor| tensor.to_kind(Kind::Float).to_device(device);
-        Ok(Self { weight: fp32(weight), bias: fp32(bias) })
-    }
-
-    /// Every parameter with its shape: hidden widths are the file's, ends and joints are given.
-    pub(super) fn parameters(file: &TensorFile, prefix: &str, width: usize) -> Vec<(String, Vec<usize>)> {
-        let mut input = width;
-        let mut all = Vec::new();
-        for layer in LAYERS {
-            let name = |part: &str| format!("{prefix}layers.{layer}.{part}");
-            let rows = file.shapes().get(&name("weight")).and_then(|shape| shape.first().copied());
-            let output = if layer == LAYERS[4] { 1 } else { rows.unwrap_or(1) };
-            all.extend([(name("weight"), vec![output, input]), (name("bias"), vec![output])]);
-            input = output;
-        }
-        all
-    }
-
-    /// `x`: `[B, in]`, fp32; gives `[B]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias)).squeeze_dim(-1)
-    }
 }
 
 impl Aesthetic {

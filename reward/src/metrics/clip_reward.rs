@@ -52,7 +52,9 @@ impl ClipReward {
         }
         // Not from the parameters, which bf16 may have rounded.
         let scale = match name {
-            RewardName::PickScore => checkpoint.read("logit_scale", &[])?.iter().map(|scale| f64::from(*scale).exp()).sum(),
+            RewardName::PickScore => {
+                checkpoint.read("logit_scale", &[])?.iter().map(|scale| f64::from(*scale).exp()).sum()
+            }
             _ => 1.0,
         };
         let clip = Clip::load(checkpoint, device, kind, |_| false)?;

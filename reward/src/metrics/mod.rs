@@ -3,12 +3,14 @@
 //! [`RewardSpec::load`](crate::score::spec::RewardSpec::load).
 
 pub mod aesthetic;
+mod affine;
 pub mod clip_reward;
 mod colour_entropy;
 mod contrast;
 mod diversity;
 mod edge_density;
 pub mod hps;
+pub mod image_reward;
 pub mod pick_score;
 mod saturation;
 

@@ -21,6 +21,8 @@ pub enum RewardName {
     HpsV2,
     /// Human Preference Score v2.1.
     HpsV21,
+    /// ImageReward v1.0.
+    ImageReward,
 }
 
 /// What a score's number is, printed beside it: numbers of one model under two conventions cannot be compared.
@@ -32,6 +34,8 @@ pub enum Convention {
     ScaledCosine,
     /// A mean opinion.
     Rating,
+    /// Of mean 0 and deviation 1 over the pictures that ImageReward was trained on.
+    Standardised,
 }
 
 impl Convention {
@@ -41,14 +45,22 @@ impl Convention {
             Self::Cosine => "cosine",
             Self::ScaledCosine => "exp(logit_scale) × cosine",
             Self::Rating => "rating, about 1 to 10",
+            Self::Standardised => "(head − 0.1672) / 1.0333",
         }
     }
 }
 
 impl RewardName {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::SocialReward, Self::ClipScore, Self::Aesthetic, Self::PickScore, Self::HpsV2, Self::HpsV21];
+    pub const ALL: [Self; 7] = [
+        Self::SocialReward,
+        Self::ClipScore,
+        Self::Aesthetic,
+        Self::PickScore,
+        Self::HpsV2,
+        Self::HpsV21,
+        Self::ImageReward,
+    ];
 
     /// As it is written in settings.
     pub fn as_str(self) -> &'static str {
@@ -59,6 +71,7 @@ impl RewardName {
             Self::PickScore => "pick-score",
             Self::HpsV2 => "hps-v2",
             Self::HpsV21 => "hps-v2.1",
+            Self::ImageReward => "image-reward",
         }
     }
 
@@ -68,6 +81,7 @@ impl RewardName {
             Self::SocialReward | Self::ClipScore | Self::HpsV2 | Self::HpsV21 => Convention::Cosine,
             Self::PickScore => Convention::ScaledCosine,
             Self::Aesthetic => Convention::Rating,
+            Self::ImageReward => Convention::Standardised,
         }
     }
 
@@ -102,7 +116,8 @@ impl FromStr for RewardName {
 pub struct RewardSpec {
     /// Which one.
     pub name: RewardName,
-    /// What [`Checkpoint::open`](crate::weights::Checkpoint::open) opens.
+    /// What [`Checkpoint::open`](crate::weights::Checkpoint::open) opens; of `aesthetic` the head's file, of `image-reward` its
+    /// folder.
     pub path: String,
     /// What its score is multiplied with; finite and not 0.
     pub weight: f64,
@@ -120,7 +135,9 @@ impl RewardSpec {
         device: tch::Device,
         kind: tch::Kind,
     ) -> Result<Box<dyn super::reward::Reward>> {
-        use crate::metrics::{aesthetic, clip_reward::ClipReward, hps::hps, pick_score::pick_score};
+        use crate::metrics::{
+            aesthetic, clip_reward::ClipReward, hps::hps, image_reward::ImageReward, pick_score::pick_score,
+        };
         let path = &self.path;
         Ok(match self.name {
             RewardName::SocialReward | RewardName::ClipScore => {
@@ -132,6 +149,7 @@ impl RewardSpec {
             }
             RewardName::PickScore => Box::new(pick_score(path, device, kind)?),
             RewardName::HpsV2 | RewardName::HpsV21 => Box::new(hps(self.name, path, device, kind)?),
+            RewardName::ImageReward => Box::new(ImageReward::load(path, device, kind)?),
         })
     }
 }
@@ -187,7 +205,8 @@ mod tests {
     use super::*;
     use crate::ErrorKind;
 
-    const KNOWN: &str = "expected `social-reward`, `clip-score`, `aesthetic`, `pick-score`, `hps-v2`, `hps-v2.1`";
+    const KNOWN: &str = "expected `social-reward`, `clip-score`, `aesthetic`, `pick-score`, `hps-v2`, `hps-v2.1`, \
+                         `image-reward`";
 
     #[test]
     fn every_name_reads_back() {
@@ -219,16 +238,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (text, message, hint) in [
-            (
-                "socialreward=a",
-                &format!("unknown reward `socialreward`, {KNOWN}"),
-                Some("did you mean `social-reward`?"),
-            ),
-            (
-                "lr=3/final",
-                &format!("unknown reward `lr`, {KNOWN}"),
-                Some("a path with `=` in its first part is written `./…`"),
-            ),
+            ("socialreward=a", "unknown reward `socialreward`, KNOWN", Some("did you mean `social-reward`?")),
+            ("lr=3/final", "unknown reward `lr`, KNOWN", Some("a path with `=` in its first part is written `./…`")),
             ("a@0", "reward `a@0`: want a finite weight other than 0, found 0", None),
             ("a@nan", "reward `a@nan`: want a finite weight other than 0, found NaN", None),
             ("a@-inf", "reward `a@-inf`: want a finite weight other than 0, found -inf", None),
@@ -236,7 +247,7 @@ mod tests {
             ("", "reward ``: no path", Some("want [NAME=]PATH[@WEIGHT]")),
         ] {
             let error = text.parse::<RewardSpec>().unwrap_err();
-            assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Usage, message));
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Usage, message.replace("KNOWN", KNOWN)));
             assert_eq!(error.hint_text(), hint, "{text}");
         }
     }

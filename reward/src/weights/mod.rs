@@ -170,7 +170,9 @@ impl Checkpoint {
         let unexpected = place.keys().filter(|name| !known.contains(*name) && !is_buffer(name));
         problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
         misfits(model, &problems).map_err(|error| {
-            error.hint("is this a checkpoint of another architecture? --model gives the architecture where shapes cannot")
+            error.hint(
+                "is this a checkpoint of another architecture? --model gives the architecture where shapes cannot",
+            )
         })
     }
 

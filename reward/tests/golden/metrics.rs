@@ -3,6 +3,7 @@
 use reward::{
     Error,
     clip::in_graph::letterbox,
+    metrics::image_reward::WordPiece,
     score::{reward::Reward, spec::RewardSpec},
 };
 use tch::{Device, Kind, Tensor};
@@ -12,14 +13,21 @@ use crate::fixture::{Fixture, assert_close, golden, golden_text, relative_norm, 
 const CASES: [&str; 5] = ["square", "wide", "tall", "small", "narrow"];
 const PROMPTS: [&str; 2] = ["a red fox in snow, highly detailed", "Sunset over the SEA"];
 
+/// The file of expected scores of a metric.
+fn expected(name: &str) -> Fixture {
+    let folder = if name == "image-reward" { "image_reward" } else { "metrics" };
+    Fixture::open(&format!("{folder}/expected.safetensors"))
+}
+
 /// Name, checkpoint, and the key of the expected scores.
-const METRICS: [(&str, &str, &str); 6] = [
+const METRICS: [(&str, &str, &str); 7] = [
     ("social-reward", "clip.pt", "clip-score"),
     ("clip-score", "clip.pt", "clip-score"),
     ("aesthetic", "aesthetic.pth", "aesthetic"),
     ("pick-score", "pick_score", "pick-score"),
     ("hps-v2", "hps.pt", "hps-v2"),
     ("hps-v2.1", "hps.pt", "hps-v2"),
+    ("image-reward", "../image_reward", "image-reward"),
 ];
 
 fn path(name: &str) -> String {
@@ -48,7 +56,7 @@ fn scores_are_those_of_the_authors_code() {
         for case in CASES {
             let pixels = fixture.torch(&format!("{case}.pixels"));
             let scores = reward.score(&pixels, &PROMPTS).unwrap();
-            let want = fixture.floats(&format!("{case}.{key}"));
+            let want = expected(name).floats(&format!("{case}.{key}"));
             assert_close(&format!("{name}, {case}"), &values(&scores), &want, 1e-4);
         }
     }
@@ -77,8 +85,12 @@ fn bf16_is_near_fp32() {
         let reward = load(name, file, Kind::BFloat16).unwrap();
         let scores = reward.score(&fixture.torch("tall.pixels"), &PROMPTS).unwrap();
         assert_eq!(scores.kind(), Kind::Float);
-        let tolerance = if name == "pick-score" { 0.03 * 3.2_f32.exp() } else { 0.1 };
-        assert_close(name, &values(&scores), &fixture.floats(&format!("tall.{key}")), tolerance);
+        let tolerance = match name {
+            "pick-score" => 0.03 * 3.2_f32.exp(),
+            "image-reward" => 0.5,
+            _ => 0.1,
+        };
+        assert_close(name, &values(&scores), &expected(name).floats(&format!("tall.{key}")), tolerance);
     }
 }
 
@@ -101,6 +113,7 @@ fn a_checkpoint_of_another_kind_is_refused_with_a_way_out() {
         ("pick-score", "../clip/hf_quick_gelu", "pick-score is a ViT-H/14 with exact GELU", "PickScore_v1"),
         ("hps-v2.1", "../clip/hf_quick_gelu", "hps-v2.1 is a ViT-H/14 with exact GELU", "HPS_v2.1_compressed.pt"),
         ("pick-score", "../clip/hf_gelu", "200 tokens", "another tokenizer"),
+        ("image-reward", "pick_score", "pick_score/ImageReward.pt: no such file", "vocab.txt of bert-base-uncased"),
         ("hps-v2", "absent.pt", "absent.pt: no such file", "state dict"),
     ] {
         let error = refusal(load(name, file, Kind::Float));
@@ -112,6 +125,47 @@ fn a_checkpoint_of_another_kind_is_refused_with_a_way_out() {
     assert!(error.hint_text().unwrap().contains("--clip PATH"), "{error}");
     let error = refusal(spec.load(Some("random:tiny"), Device::Cpu, Kind::Float));
     assert!(error.to_string().contains("`layers.0.weight` has shape [16, 24], want [16, 64]"), "{error}");
+}
+
+#[test]
+fn an_image_reward_of_other_files_is_refused_by_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &str, to: &str| fs_err::copy(golden(from), folder.path().join(to)).unwrap();
+    for file in ["ImageReward.pt", "med_config.json", "vocab.txt"] {
+        copy(&format!("image_reward/{file}"), file);
+    }
+    let spec: RewardSpec = format!("image-reward={}", folder.path().display()).parse().unwrap();
+    let refused = || refusal(spec.load(None, Device::Cpu, Kind::Float)).to_string();
+    spec.load(None, Device::Cpu, Kind::Float).unwrap();
+    copy("metrics/hps.pt", "ImageReward.pt");
+    assert!(refused().contains("no tensor `blip.visual_encoder.patch_embed.proj.weight`"), "{}", refused());
+    copy("image_reward/ImageReward.pt", "ImageReward.pt");
+    let config = fs_err::read_to_string(golden("image_reward/med_config.json")).unwrap();
+    let wider = config.replace("\"intermediate_size\": 64", "\"intermediate_size\": 65");
+    fs_err::write(folder.path().join("med_config.json"), wider).unwrap();
+    assert!(
+        refused().contains(
+            "`blip.text_encoder.encoder.layer.0.intermediate.dense.weight` has shape [64, 32], want [65, 32]"
+        ),
+        "{}",
+        refused()
+    );
+    fs_err::write(folder.path().join("med_config.json"), config.replace("hidden_size", "hidden")).unwrap();
+    assert!(refused().contains("med_config.json: missing field `hidden_size`"), "{}", refused());
+    copy("image_reward/med_config.json", "med_config.json");
+    fs_err::write(folder.path().join("vocab.txt"), "a\nb\n").unwrap();
+    assert!(refused().contains("vocab.txt: no piece `[UNK]`"), "{}", refused());
+}
+
+#[test]
+fn berts_tokens_are_those_of_transformers() {
+    let fixture = Fixture::open("image_reward/expected.safetensors");
+    let words = WordPiece::read(&golden("image_reward/vocab.txt")).unwrap();
+    let texts: Vec<String> = serde_json::from_slice(&fs_err::read(golden("image_reward/texts.json")).unwrap()).unwrap();
+    let (rows, lengths) = (fixture.integers("input_ids"), fixture.integers("lengths"));
+    for ((text, row), length) in texts.iter().zip(rows.chunks(35)).zip(lengths) {
+        assert_eq!(words.encode(text, 35), row[..length as usize], "{text:?}");
+    }
 }
 
 /// Prompts are counted even where they are not read.
