@@ -22,7 +22,7 @@ MAX_LENGTH = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PIECES = """[PAD] [UNK] [CLS] [SEP] [MASK] a the red fox in snow , . ! ? ( ) - & ; ' " sun ##set over sea high ##ly
-detail ##ed cafe strasse ##s ##e 大 家 un ##want resume naive ##ly 1 ##2 ##3 of x ##y""".split()
+detail ##ed cafe strasse ##s ##e 大 家 un ##want resume naive dog 1 ##2 ##3 of x ##y""".split()
 TEXTS = [
     *PROMPTS,
     "The red Café, naïve RÉSUMÉ!",

@@ -427,6 +427,8 @@ mod tests {
             ("--algorithm", FinetuneConfig { algorithm: None, ..complete() }),
             ("--model", FinetuneConfig { model: None, ..complete() }),
             ("--reward", FinetuneConfig { reward: Vec::new(), ..complete() }),
+            ("--clip", FinetuneConfig { reward: vec!["aesthetic=head.pth".parse().unwrap()], ..complete() }),
+            ("clip is set", FinetuneConfig { clip: Some("random:tiny".into()), ..complete() }),
             ("--prompts", FinetuneConfig { prompts: None, ..complete() }),
             ("--output", FinetuneConfig { output: None, ..complete() }),
             ("--images", FinetuneConfig { algorithm: Some(AlgorithmName::Denoising), ..complete() }),

@@ -40,7 +40,8 @@ pub(super) fn normalise(text: &str) -> String {
     single.chars().flat_map(char::to_lowercase).collect()
 }
 
-/// A normal form of Unicode, by plsfix with everything else switched off.
+/// A normal form of Unicode, by plsfix with everything else switched off; HTML it unescapes all the same (0.1.8), so it never
+/// sees an ampersand, with which nothing composes.
 pub(crate) fn normal_form(text: &str, form: Normalization) -> String {
     let config = plsfix::TextFixerConfig {
         unescape_html: Some(false),
@@ -58,7 +59,7 @@ pub(crate) fn normal_form(text: &str, form: Normalization) -> String {
         normalization: Some(form),
         max_decode_length: i32::MAX,
     };
-    plsfix::fix_text(text, Some(&config))
+    text.split('&').map(|part| plsfix::fix_text(part, Some(&config))).collect::<Vec<_>>().join("&")
 }
 
 /// `ftfy.fix_text`: plsfix, behind what it lacks.

@@ -26,7 +26,8 @@ pub fn preprocess(pixels: &Tensor, size: i64) -> Tensor {
 /// The long side resized to `size` (bicubic, antialiased), the short one filled up with black, normalised.
 ///
 /// Reference: `ResizeMaxSize` in `hpsv2/src/open_clip/transform.py` (hpsv2 1.2.0), which resizes float tensors: nothing is
-/// cut off at 0 and 1. Deviation: a side never rounds to 0 pixels, which the original refuses.
+/// cut off at 0 and 1. Deviation: a side never rounds to 0 pixels, and a picture whose long side fits as it is is filled up
+/// too; the original fails on both.
 ///
 /// `pixels`: `[B, 3, H, W]`, 0..=1, any float kind; gives `[B, 3, size, size]`, fp32, in the graph of `pixels`.
 pub fn letterbox(pixels: &Tensor, size: i64) -> Tensor {

@@ -239,30 +239,6 @@ fn misfits(model: &str, problems: &[String]) -> Result<()> {
     Err(Error::data(format!("{model}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len())))
 }
 
-impl TensorFile {
-    /// Checks that the file holds exactly `wanted`, names with shapes, but for what `ignored` says may stand beside them.
-    ///
-    /// # Errors
-    /// Tensors missing, unexpected or of another shape: one error.
-    pub fn check(&self, wanted: &[(String, Vec<usize>)], ignored: impl Fn(&str) -> bool) -> Result<()> {
-        let shapes = self.shapes();
-        let mut problems = Vec::new();
-        for (name, shape) in wanted {
-            match shapes.get(name) {
-                None => problems.push(format!("`{name}` is missing")),
-                Some(found) if found != shape => {
-                    problems.push(format!("`{name}` has shape {found:?}, want {shape:?}"));
-                }
-                Some(_) => {}
-            }
-        }
-        let known: std::collections::BTreeSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
-        let unexpected = shapes.keys().filter(|name| !known.contains(name.as_str()) && !ignored(name));
-        problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
-        misfits(&self.path().display().to_string(), &problems)
-    }
-}
-
 impl Source {
     /// Index by name without the wrappers that trainers add (`module.`, `model.`).
     fn of(files: Vec<TensorFile>) -> Self {

@@ -112,6 +112,8 @@ fn a_checkpoint_of_another_kind_is_refused_with_a_way_out() {
         ("hps-v2", "aesthetic.pth", "no tensor `visual.conv1.weight`", "Hugging Face CLIP folders"),
         ("pick-score", "../clip/hf_quick_gelu", "pick-score is a ViT-H/14 with exact GELU", "PickScore_v1"),
         ("hps-v2.1", "../clip/hf_quick_gelu", "hps-v2.1 is a ViT-H/14 with exact GELU", "HPS_v2.1_compressed.pt"),
+        ("hps-v2", "HPS_v2.1_compressed.pt", "the weights of hps-v2.1, not of hps-v2", "say hps-v2.1="),
+        ("hps-v2.1", "HPS_v2_compressed.pt", "the weights of hps-v2, not of hps-v2.1", "say hps-v2="),
         ("pick-score", "../clip/hf_gelu", "200 tokens", "another tokenizer"),
         ("image-reward", "pick_score", "pick_score/ImageReward.pt: no such file", "vocab.txt of bert-base-uncased"),
         ("hps-v2", "absent.pt", "absent.pt: no such file", "state dict"),
