@@ -77,6 +77,19 @@ fn the_letterbox_and_its_gradient_are_torchvisions() {
     assert!(error <= 1e-4, "gradient off by {error:e}");
 }
 
+#[test]
+fn gradients_reach_every_picture_through_every_metric() {
+    for (name, file, _) in METRICS {
+        let reward = load(name, file, Kind::Float).unwrap();
+        let pixels = Fixture::open("metrics/expected.safetensors").torch("narrow.pixels").set_requires_grad(true);
+        reward.score(&pixels, &PROMPTS).unwrap().sum(Kind::Float).backward();
+        for picture in 0..2 {
+            let largest = pixels.grad().get(picture).abs().max().double_value(&[]);
+            assert!(largest > 1e-6 && largest.is_finite(), "{name}, picture {picture}: {largest}");
+        }
+    }
+}
+
 /// The factor of PickScore is read as fp32: exp of a rounded logit_scale would be off by a percent at 4.6.
 #[test]
 fn bf16_is_near_fp32() {
