@@ -4,6 +4,9 @@
 pip install torch==2.11.0 diffusers==0.42.1 transformers==5.24.0 peft==0.21.2 safetensors
 python scripts/compare-sd-files.py [target/release/social-reward]
 
+With transformers 4 (pip install transformers==4.57.6 diffusers==0.35.2 peft==0.17.1) it also checks a LoRA of the text
+encoder, which diffusers 0.42 cannot attach to a text encoder of transformers 5.
+
 Folders in fp32 and fp16 run through StableDiffusionPipeline; a LoRA written by diffusers is converted to kohya's form and back,
 and merged, and the UNet's outputs are compared. Prints every difference; exits 1 if one is too large.
 """
@@ -14,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig
@@ -80,6 +84,35 @@ def check_lora(folder, model, base, alphas):
     compare("LoRA merged into a folder", noise_prediction(open_pipeline(folder / "merged")), tuned, 1e-4)
 
 
+def hidden_states(pipeline):
+    ids = pipeline.tokenizer(["a cat!", "two boats"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        return pipeline.text_encoder(ids)[0]
+
+
+def check_text_lora(folder, model):
+    pipeline = open_pipeline(model)
+    base = hidden_states(pipeline)
+    torch.manual_seed(0)
+    pipeline.text_encoder.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"]))
+    for name, parameter in pipeline.text_encoder.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    layers = get_peft_model_state_dict(pipeline.text_encoder)
+    StableDiffusionPipeline.save_lora_weights(folder, text_encoder_lora_layers=layers)
+    tuned = hidden_states(pipeline)
+    assert (tuned - base).abs().max() > 0.05 * base.abs().max()
+    kohya, back = folder / "kohya.safetensors", folder / "back.safetensors"
+    export("--model", model, "--lora", folder / "pytorch_lora_weights.safetensors", "--format", "kohya", "--output", kohya)
+    export("--model", model, "--lora", kohya, "--format", "diffusers", "--output", back)
+    for name, path in (("kohya", kohya), ("diffusers again", back)):
+        pipeline = open_pipeline(model)
+        pipeline.load_lora_weights(path)
+        compare(f"text LoRA as {name}, loaded by diffusers", hidden_states(pipeline), tuned, 1e-5)
+    export("--model", model, "--lora", kohya, "--output", folder / "merged")
+    compare("text LoRA merged into a folder", hidden_states(open_pipeline(folder / "merged")), tuned, 1e-4)
+
+
 def main():
     with tempfile.TemporaryDirectory() as temporary:
         temporary = Path(temporary)
@@ -95,6 +128,8 @@ def main():
         # diffusers reads an attention layer's own alpha from its own files, but not from kohya's.
         for alphas in ({}, {"attn2.to_q": 2.5}):
             check_lora(temporary / f"alphas-{len(alphas)}", full, base, alphas)
+        if int(transformers.__version__.split(".")[0]) < 5:
+            check_text_lora(temporary / "text", full)
     sys.exit(1 if failed else 0)
 
 

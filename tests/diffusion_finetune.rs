@@ -2,6 +2,7 @@
 
 use std::{thread::sleep, time::Duration};
 
+use diffusion::{algorithm::AlgorithmName, finetune::FinetuneConfig};
 use serde_json::Value;
 
 use crate::{diffusion_generate::pixels, harness::Workspace};
@@ -214,6 +215,11 @@ fn what_cannot_work_is_named() {
         ("--algorithm draft-k --images x.csv", 2, ["images", "only `denoising`"]),
         ("--algorithm draft-k --reward clipscore=x", 2, ["clipscore", "social-reward"]),
         ("--algorithm draft-k --reward nowhere.pt", 1, ["nowhere.pt", "no such file"]),
+        (
+            "--algorithm draft-k --reward golden/pipeline/model/unet/diffusion_pytorch_model.safetensors",
+            1,
+            ["unet/diffusion_pytorch_model.safetensors", "CLIP"],
+        ),
         ("--algorithm draft-k --height 20", 2, ["height = 20", "multiple of"]),
         ("--algorithm draft-k --lora-targets to_w", 2, ["lora_targets", "to_w"]),
         (
@@ -226,6 +232,11 @@ fn what_cannot_work_is_named() {
     ] {
         work.run(&format!("{base} {flags}")).fails(code, &parts);
     }
+    // A VAE of another model beside the UNet.
+    work.run("diffusion export --model random:sd-tiny --output mixed").succeeds();
+    let config = work.text("mixed/vae/config.json").replace("\"latent_channels\": 4", "\"latent_channels\": 16");
+    work.write("mixed/vae/config.json", config);
+    work.run(&format!("{base} --algorithm draft-k").replace("random:sd-tiny", "mixed")).fails(1, &["mixed", "vae"]);
     let prompts = |file: &str| format!("{base} --algorithm draft-k").replace("prompts.txt", file);
     work.run(&prompts("empty.txt")).fails(1, &["no prompts in", "empty.txt"]);
     work.run(&prompts("none.txt")).fails(1, &["none.txt", "does not exist"]);
@@ -247,4 +258,26 @@ fn a_full_disk_leaves_the_older_checkpoint() {
     assert_eq!(work.checkpoints("run"), [2]);
     assert!(work.bytes("run/checkpoints/step-2/trained.safetensors") == before);
     work.run(&format!("{command} --resume")).succeeds();
+}
+
+/// Every published setting parses, and is complete but for what only a user can say.
+#[test]
+fn the_configs_are_settings() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/finetune");
+    let files: Vec<_> = fs_err::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 7);
+    for file in files {
+        let mut config: FinetuneConfig = toml::from_str(&fs_err::read_to_string(&file).unwrap()).unwrap();
+        let own = config.algorithm == Some(AlgorithmName::Denoising);
+        config.model.get_or_insert("SD".to_owned());
+        config.output = Some("out".into());
+        match own {
+            true => config.images = Some("images.parquet".into()),
+            false => {
+                config.reward = vec!["clip_model/final".parse().unwrap()];
+                config.prompts = Some("prompts.txt".into());
+            }
+        }
+        config.check().unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
 }

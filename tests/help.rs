@@ -14,6 +14,7 @@ fn help_of_every_command_works_and_shows_examples() {
         ("reward export", "social-reward reward export --model"),
         ("diffusion", "verify"),
         ("diffusion generate", "social-reward diffusion generate --model random:sd-tiny --prompt"),
+        ("diffusion finetune", "social-reward diffusion finetune --config configs/finetune/social-reward-sd21.toml"),
         ("diffusion export", "social-reward diffusion export --lora pytorch_lora_weights.safetensors --format kohya"),
         ("diffusion verify", "social-reward diffusion verify --model stable-diffusion-2-1-base"),
         ("demo", "--data-only"),

@@ -35,6 +35,9 @@ pub struct Policy<'a> {
     pub negative_branch_gradient: bool,
 }
 
+/// Unit-variance noise by name and shape `[C, h, w]`, `[B, C, h, w]`.
+pub type Noise = Box<dyn Fn(&str, [i64; 3]) -> Tensor>;
+
 /// The images of a micro-batch.
 pub struct Batch {
     /// Of each image, B of them.
@@ -43,8 +46,8 @@ pub struct Batch {
     pub context: Tensor,
     /// Channels, height and width of the latents.
     pub shape: [i64; 3],
-    /// Unit-variance noise by name and shape `[C, h, w]`, `[B, C, h, w]`: `latents`, `step/I` of step I, `renoise/J`, `pixels`.
-    pub noise: Box<dyn Fn(&str, [i64; 3]) -> Tensor>,
+    /// By the names `latents`, `step/I` of step I, `renoise/J`, `pixels/J`, `drift/J`.
+    pub noise: Noise,
 }
 
 impl Batch {

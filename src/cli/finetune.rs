@@ -29,8 +29,8 @@ pub(crate) struct FinetuneArgs {
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]
     model: Option<String>,
-    /// What is to rise: [NAME=]PATH[@WEIGHT]; may be given several times. NAME: social-reward [default], clip-score,
-    /// aesthetic, pick-score, hps-v2, hps-v2.1, image-reward
+    /// What is to rise: PATH, NAME=PATH or PATH@WEIGHT; may be given several times. NAME is social-reward if none is given, or
+    /// clip-score, aesthetic, pick-score, hps-v2, hps-v2.1 or image-reward
     #[arg(long, value_name = "REWARD")]
     reward: Option<Vec<String>>,
     /// The CLIP ViT-L/14 that the reward `aesthetic` stands on

@@ -309,7 +309,7 @@ fn train_vae(
         let rows: Vec<usize> = (0..images.len().min(SCALED_BY)).map(|index| images.training_row(index)).collect();
         let means = rows
             .chunks(config.batch_size)
-            .map(|rows| Ok(tch::no_grad(|| images.pixels(rows, device).map(|pixels| models.vae.encode(&pixels).0))?));
+            .map(|rows| tch::no_grad(|| images.pixels(rows, device).map(|pixels| models.vae.encode(&pixels).0)));
         let deviation = Tensor::cat(&means.collect::<Result<Vec<_>>>()?, 0).std(true).double_value(&[]);
         if !(deviation.is_finite() && deviation > 0.0) {
             return Err(Error::data(format!("the VAE's latents have deviation {deviation} after training"))

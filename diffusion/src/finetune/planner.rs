@@ -38,7 +38,7 @@ const REWARD: f64 = 24.0 * 257.0 * 18.0 * 1024.0 * 4.0;
 const SHARE: f64 = 0.8;
 
 impl Estimate {
-    /// Of one micro-batch of `plan`, where `unet` and `vae` have `parameters` in all, of which `trained` train.
+    /// Of one micro-batch of `plan`, where all models have `parameters` together, of which `trained` train.
     pub(super) fn new(
         config: &FinetuneConfig,
         (unet, vae): (&UnetConfig, &VaeConfig),
@@ -95,7 +95,7 @@ fn residual(inputs: f64, outputs: f64, pixels: f64) -> f64 {
 }
 
 fn transformer(channels: f64, pixels: f64) -> f64 {
-    30.0 * channels * pixels
+    36.0 * channels * pixels
 }
 
 /// Elements that the UNet keeps for one image: all activations, only the blocks' inputs, and those of the largest block.

@@ -65,14 +65,16 @@ impl HeldOut {
 
     /// Makes the images with `policy` as it is, and measures them.
     ///
+    /// `progress` is told images done and in all after each batch, and may end it.
+    ///
     /// # Errors
-    /// A reward fails.
+    /// A reward fails, or what `progress` says.
     pub(super) fn snapshot(
         &self,
         policy: &Policy,
         objective: &Objective,
         embeddings: &Embeddings,
-        progress: &dyn Fn(usize, usize),
+        progress: &dyn Fn(usize, usize) -> Result<()>,
     ) -> Result<Snapshot> {
         let mut pixels = Vec::new();
         let mut measures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
@@ -100,7 +102,7 @@ impl HeldOut {
             drift += tch::no_grad(|| drift_of(policy, &latents, &batch)) * prompts.len() as f64;
             pixels.push(images.to_device(Device::Cpu));
             done += prompts.len();
-            progress(done, self.prompts.len());
+            progress(done, self.prompts.len())?;
         }
         let pixels = Tensor::cat(&pixels, 0);
         if let Some(features) = objective.rewards.iter().find_map(|weighted| weighted.reward.embeddings(&pixels)) {

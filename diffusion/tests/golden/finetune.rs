@@ -242,6 +242,29 @@ fn every_reward_method_is_pytorchs() {
     assert_eq!(cases, 13);
 }
 
+/// Three quarters of a reward and a quarter of the same are the reward; half of it less half of it is nothing.
+#[test]
+fn weighted_rewards_are_added_up() {
+    let golden = Golden::open();
+    let case = golden.cases().into_iter().find(|case| case["name"] == "draft_k1").unwrap();
+    let (policy, batch) = (golden.policy(&case), golden.batch(0, 2));
+    let plan = given(&case, 5).plan;
+    let loss = |weights: &[f64]| {
+        let rewards: Vec<Weighted> = weights
+            .iter()
+            .flat_map(|weight| golden.rewards(0, 2).into_iter().map(|one| Weighted { weight: *weight, ..one }))
+            .collect();
+        let mut objective = golden.objective(&case, &rewards);
+        objective.scales = vec![objective.scales[0]; weights.len()];
+        let start = policy.roll(&batch.noise("latents"), 0..plan.cut, &batch);
+        let loss = objective.loss(&policy.unroll(&start, &plan, &batch, false), &batch).unwrap();
+        assert_eq!(loss.rewards.len(), weights.len());
+        loss.loss.double_value(&[])
+    };
+    assert!((loss(&[0.75, 0.25]) - loss(&[1.0])).abs() < 1e-5);
+    assert!(loss(&[0.5, -0.5]).abs() < 1e-5 && loss(&[1.0]).abs() > 0.1);
+}
+
 /// Recomputing blocks and splitting a batch change no gradient.
 #[test]
 fn checkpointing_and_micro_batches_give_the_same_gradients() {
@@ -249,18 +272,28 @@ fn checkpointing_and_micro_batches_give_the_same_gradients() {
     for case in golden.cases().iter().filter(|case| case["method"] != "denoising") {
         let name = case["name"].as_str().unwrap();
         golden.forget_gradients();
-        golden.unet.checkpointing = true;
-        golden.vae.checkpointing = true;
         loss(&golden, case, 0, 2).0.loss.backward();
-        golden.check_gradients(name);
+        let plain = golden.gradients();
+        let same = |golden: &Golden, how: &str| {
+            let apart: f64 = golden.gradients().iter().map(|(key, gradient)| squares(&(gradient - &plain[key]))).sum();
+            let whole: f64 = plain.values().map(squares).sum();
+            assert!((apart / whole).sqrt() < 1e-5, "{name}, {how}: {:e}", (apart / whole).sqrt());
+        };
         golden.forget_gradients();
-        golden.unet.checkpointing = false;
-        golden.vae.checkpointing = false;
+        (golden.unet.checkpointing, golden.vae.checkpointing) = (true, true);
+        loss(&golden, case, 0, 2).0.loss.backward();
+        same(&golden, "checkpointed");
+        golden.forget_gradients();
+        (golden.unet.checkpointing, golden.vae.checkpointing) = (false, false);
         for image in [0, 1] {
             (loss(&golden, case, image, 1).0.loss * 0.5).backward();
         }
-        golden.check_gradients(name);
+        same(&golden, "split");
     }
+}
+
+fn squares(tensor: &Tensor) -> f64 {
+    tensor.square().sum(Kind::Double).double_value(&[])
 }
 
 /// With all steps trained, DRaFT is the whole gradient of the guided sampler, taken here by hand.

@@ -1,0 +1,472 @@
+//! The loop: a step, what is logged of it, evaluations, checkpoints, the end.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use reward::{
+    event::{Event, Observer, TunedStep},
+    native::memory,
+    run::{RunFolder, checkpoints, metrics::Metrics},
+    weights::save::replace_file,
+};
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use super::{
+    Ended,
+    config::{FinetuneConfig, RewardScale, Train},
+    deal::{Deal, image_seed},
+    denoise, grid,
+    parts::Parts,
+    planner::{Choice, Estimate},
+    reward_work::{Perturbed, RewardWork},
+    saved::{self, Progress},
+    scale,
+    step::{Outcome, Stepper},
+    watch::{self, HeldOut, Snapshot},
+};
+use crate::{
+    Error, Result,
+    algorithm::{Algorithm, AlgorithmName, Objective, Scale},
+    noise,
+    policy::Policy,
+    schedule::{NoiseSchedule, Sampler, SamplerName},
+    source::Source,
+};
+
+/// Whom a run reports to, who can stop it, and where it writes (a rehearsal: nowhere).
+#[derive(Clone, Copy)]
+pub(super) struct Reports<'a> {
+    pub(super) observer: &'a dyn Observer,
+    pub(super) stop: &'a AtomicBool,
+    pub(super) folder: Option<&'a RunFolder>,
+}
+
+/// A run under way.
+pub(super) struct Run<'a> {
+    config: &'a FinetuneConfig,
+    source: &'a Source,
+    parts: &'a Parts,
+    policy: Policy<'a>,
+    objective: Objective<'a>,
+    method: Option<Box<dyn Algorithm>>,
+    images: denoise::Images,
+    stepper: Stepper,
+    estimate: Estimate,
+    choice: Choice,
+    deal: Deal,
+    observer: &'a dyn Observer,
+    stop: &'a AtomicBool,
+    folder: Option<&'a RunFolder>,
+    metrics: Option<Metrics>,
+    progress: Progress,
+    held_out: Option<(HeldOut, Snapshot)>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        config: &'a FinetuneConfig,
+        source: &'a Source,
+        parts: &'a Parts,
+        images: denoise::Images,
+        (estimate, choice): (Estimate, Choice),
+        Reports { observer, stop, folder }: Reports<'a>,
+    ) -> Result<Self> {
+        let models = &parts.models;
+        let (guidance_scale, eta, negative_branch_gradient) = config.sampling();
+        let scheduler = source.scheduler()?;
+        let policy = Policy {
+            unet: &models.unet,
+            base: models.base.as_ref(),
+            sampler: Sampler::new(SamplerName::Ddim, &scheduler, config.sample_steps, eta)?,
+            schedule: NoiseSchedule::new(&scheduler),
+            prediction: scheduler.prediction_type,
+            guidance_scale,
+            negative: parts.embeddings.of(std::slice::from_ref(&config.negative_prompt)),
+            negative_branch_gradient,
+        };
+        let objective = Objective {
+            vae: &models.vae,
+            rewards: &parts.rewards,
+            scales: vec![Scale::RAW; parts.rewards.len()],
+            shaping: config.shaping,
+            margin: config.margin,
+            loss_scale: config.loss_scale,
+            anchor: config.anchor,
+            pixel_noise: config.pixel_noise,
+        };
+        let method = config.method();
+        let trained = models.unet.parameters.trained();
+        let clip_norm = config.clip_norm;
+        let stepper =
+            Stepper::new(trained, config.weight_decay, clip_norm, config.ema_decay, choice.micro, parts.device);
+        let items = if method.is_some() { parts.prompts.len() } else { images.len() };
+        Ok(Self {
+            config,
+            source,
+            parts,
+            policy,
+            objective,
+            method,
+            images,
+            stepper,
+            estimate,
+            choice,
+            deal: Deal::new(items, config.seed),
+            observer,
+            stop,
+            folder,
+            metrics: None,
+            progress: Progress { threads: tch::get_num_threads() as usize, ..Progress::default() },
+            held_out: None,
+        })
+    }
+
+    /// The plan in words.
+    fn describe(&self) -> String {
+        let config = self.config;
+        let count: usize = self.stepper.trained().iter().map(|(_, tensor)| tensor.numel()).sum();
+        let total: usize = self.parts.models.unet.parameters.tensors.values().map(Tensor::numel).sum();
+        let [channels, height, width] = self.parts.models.latents;
+        let factor = self.parts.models.vae.config.factor();
+        let name = config.algorithm.map_or("", AlgorithmName::name);
+        let gigabytes = |bytes: f64| format!("{:.2} GB", bytes / 1e9);
+        format!(
+            "{name}: {:.2} M parameters train beside {:.1} M of the UNet, on {:?} in {}, images of {}×{} ({channels} latent channels)\n\
+             {} steps of {} images, {} at a time, activations {}: about {} of memory, {} of it for each image at a time",
+            count as f64 / 1e6,
+            total as f64 / 1e6,
+            self.parts.device,
+            if self.parts.kind == Kind::Float { "fp32" } else { "bf16" },
+            width * factor,
+            height * factor,
+            config.train_steps,
+            config.batch_size,
+            self.stepper.micro,
+            if self.choice.checkpointing { "computed again in the backward pass" } else { "kept" },
+            gigabytes(self.estimate.bytes(Choice { micro: self.stepper.micro, ..self.choice })),
+            gigabytes(match self.choice.checkpointing {
+                true => self.estimate.image_recomputed,
+                false => self.estimate.image,
+            }),
+        )
+    }
+
+    /// Brings everything to where training goes on: the checkpoint's state, the rewards' scales, the base model's held-out images.
+    pub(super) fn start(&mut self, resumed: Option<(&Path, Progress)>) -> Result<()> {
+        let Some(folder) = self.folder else { return Ok(()) };
+        if let Some((path, progress)) = resumed {
+            let threads = std::mem::replace(&mut self.progress, progress).threads;
+            saved::load(path, &mut self.stepper)?;
+            if threads != self.progress.threads {
+                let text = format!(
+                    "resumed with {threads} threads instead of {}: the last bits will differ",
+                    self.progress.threads
+                );
+                self.observer.event(&Event::Warning(&text));
+            }
+        }
+        self.progress.checkpointing = self.choice.checkpointing;
+        self.metrics = Some(Metrics::open(folder.path(), self.progress.step)?);
+        self.observer.event(&Event::Note(&self.describe()));
+        self.scale_rewards(Some(folder.path()))?;
+        if !self.parts.held_out.is_empty() && !self.parts.rewards.is_empty() {
+            let held_out = HeldOut::new(
+                &self.parts.held_out,
+                self.config.held_out_images,
+                self.config.seed,
+                self.parts.models.latents,
+                self.stepper.micro,
+            );
+            let base = self.policy.as_base(|base| {
+                held_out.snapshot(base, &self.objective, &self.parts.embeddings, &self.watched("base images"))
+            })?;
+            self.held_out = Some((held_out, base));
+        }
+        if self.progress.step == 0 {
+            self.evaluate()?;
+        }
+        Ok(())
+    }
+
+    /// Reports progress, and ends what is under way when the user asks; only before the first step, where nothing is lost.
+    fn watched(&self, phase: &'static str) -> impl Fn(usize, usize) -> Result<()> {
+        let (observer, stop) = (self.observer, self.stop);
+        move |done, total| {
+            observer.event(&Event::Progress { phase, done, total });
+            if stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+        }
+    }
+
+    /// Sets the unit of every reward: what an earlier part of the run found, or else from images of the base model.
+    fn scale_rewards(&mut self, folder: Option<&Path>) -> Result<()> {
+        if self.method.is_none() || self.config.reward_scale == RewardScale::Raw {
+            return Ok(());
+        }
+        let known = folder.map(scale::read).transpose()?.flatten();
+        let scales = match known {
+            Some(known) => known,
+            None => {
+                let images = HeldOut::new(
+                    &self.parts.prompts,
+                    self.config.scale_images,
+                    image_seed(self.config.seed, "scale", 0),
+                    self.parts.models.latents,
+                    self.stepper.micro,
+                );
+                let progress = self.watched("images for the rewards' scale");
+                let snapshot = self
+                    .policy
+                    .as_base(|base| images.snapshot(base, &self.objective, &self.parts.embeddings, &progress))?;
+                let mut scales = BTreeMap::new();
+                for weighted in &self.parts.rewards {
+                    scales
+                        .insert(weighted.label.clone(), scale::of(&weighted.label, snapshot.measure(&weighted.label))?);
+                }
+                if let Some(folder) = folder {
+                    scale::write(folder, &scales)?;
+                }
+                scales
+            }
+        };
+        for (scale, weighted) in self.objective.scales.iter_mut().zip(&self.parts.rewards) {
+            *scale = *scales
+                .get(&weighted.label)
+                .ok_or_else(|| Error::data(format!("{}: no scale of reward `{}`", scale::FILE, weighted.label)))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn train(&mut self) -> Result<Ended> {
+        let config = self.config;
+        let total = config.train_steps;
+        for step in self.progress.step + 1..=total {
+            if self.stop.load(Ordering::Relaxed) {
+                self.save()?;
+                return Ok(Ended::Interrupted { step: self.progress.step });
+            }
+            let started = Instant::now();
+            let rate = config.learning_rate * config.schedule.factor(step, total, config.warmup_steps);
+            let outcome = self.step(step, rate).map_err(|error| at_step(step, &error))?;
+            self.progress.step = step;
+            self.progress.micro = self.stepper.micro;
+            self.log(step, rate, &outcome, started.elapsed().as_secs_f64())?;
+            let due = |every: usize| every > 0 && step.is_multiple_of(every);
+            if (due(config.evaluate_every) || step == total) && self.evaluate()? {
+                return self.roll_back();
+            }
+            if due(config.checkpoint_every) || step == total {
+                self.save()?;
+            }
+        }
+        self.finish()
+    }
+
+    /// One optimizer step over the batch of step `step`.
+    fn step(&mut self, step: usize, rate: f64) -> Result<Outcome> {
+        let (config, parts) = (self.config, self.parts);
+        let part = format!("step/{step}");
+        let seeds: Vec<u64> = (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect();
+        let Some(method) = &self.method else {
+            let work = denoising(config, parts, &self.policy, &self.images).of_step(&mut self.deal, step, config);
+            return self.stepper.step(&work, config.batch_size, rate, self.observer);
+        };
+        let distinct = self.deal.step(step, config.batch_size.div_euclid(config.images_per_prompt));
+        let prompts = distinct
+            .iter()
+            .flat_map(|prompt| std::iter::repeat_n(&parts.prompts[*prompt], config.images_per_prompt).cloned());
+        let stream = &mut noise::stream(config.seed, &format!("plan/{step}"));
+        let _perturbed =
+            Perturbed::new(&parts.rewards, config.weight_noise, image_seed(config.seed, &part, usize::MAX));
+        let work = RewardWork {
+            policy: &self.policy,
+            objective: &self.objective,
+            method: method.as_ref(),
+            embeddings: &parts.embeddings,
+            plan: method.plan(self.policy.sampler.timesteps().len(), stream),
+            prompts: prompts.collect(),
+            seeds,
+            latents: parts.models.latents,
+        };
+        self.stepper.step(&work, config.batch_size, rate, self.observer)
+    }
+
+    fn log(&mut self, step: usize, rate: f64, outcome: &Outcome, seconds: f64) -> Result<()> {
+        if !outcome.applied {
+            let text = format!(
+                "step {step}: non-finite loss or gradient ({}, {}): step left out",
+                outcome.loss, outcome.gradient_norm
+            );
+            self.observer.event(&Event::Warning(&text));
+        }
+        let rewards = outcome.rewards.first();
+        let [rollout_seconds, forward_seconds, backward_seconds, optimizer_seconds] = outcome.seconds;
+        let figures = TunedStep {
+            step,
+            total: self.config.train_steps,
+            loss: outcome.loss,
+            reward_mean: rewards.map(|values| watch::mean(values)),
+            reward_std: rewards.map(|values| watch::deviation(values)),
+            grad_norm: outcome.gradient_norm,
+            learning_rate: rate,
+            images_per_second: self.config.batch_size as f64 / seconds,
+            peak_memory_bytes: memory(self.parts.device).map_or(0, |memory| memory.peak),
+            rollout_seconds,
+            forward_seconds,
+            backward_seconds,
+            optimizer_seconds,
+        };
+        if let Some(metrics) = &mut self.metrics {
+            metrics.add(&json!(figures))?;
+        }
+        self.observer.event(&Event::Tuned(&figures));
+        Ok(())
+    }
+
+    /// Compares held-out images with the base model's, writes the figures and a picture, and keeps the best. True where the
+    /// stop rule holds.
+    fn evaluate(&mut self) -> Result<bool> {
+        let (Some(folder), Some(metrics)) = (self.folder, &mut self.metrics) else { return Ok(false) };
+        let step = self.progress.step;
+        if self.method.is_none() {
+            let work = denoising(self.config, self.parts, &self.policy, &self.images);
+            let loss = self.stepper.with_means(|| work.held_out_loss(self.config))?;
+            if let Some(loss) = loss {
+                metrics.add(&json!({"step": step, "held_out_loss": loss}))?;
+                self.observer.event(&Event::Note(&format!("step {step}: held-out loss {loss:.5}")));
+            }
+        }
+        let Some((held_out, base)) = &self.held_out else { return Ok(false) };
+        let (policy, objective, parts, observer) = (&self.policy, &self.objective, self.parts, self.observer);
+        let tuned = self.stepper.with_means(|| {
+            held_out.snapshot(policy, objective, &parts.embeddings, &|done, total| {
+                observer.event(&Event::Progress { phase: "held-out images", done, total });
+                Ok(())
+            })
+        })?;
+        let comparison = held_out.compare(&tuned, base, &parts.rewards);
+        let mut line = comparison.line.clone();
+        line.insert("step".to_owned(), json!(step));
+        if let Some(norm) = watch::lora_norm(&parts.models.unet.parameters) {
+            line.insert("lora_norm".to_owned(), json!(norm));
+        }
+        metrics.add(&json!(line))?;
+        let (png, size) = grid::png(&base.pixels, &tuned.pixels)?;
+        fs_err::create_dir_all(folder.path().join("samples"))?;
+        let path = folder.path().join(format!("samples/step-{step:06}.png"));
+        replace_file(&path, |partial| Ok(fs_err::write(partial, &png)?))?;
+        metrics.image(step, "base above, tuned below", &png, size)?;
+        let best = self.progress.best_composite.is_none_or(|best| comparison.composite > best);
+        let text = format!(
+            "step {step}: held-out reward {:.4}, gain {:+.3} [{:+.3}, {:+.3}], ε-drift {:.2e}{}{}",
+            comparison.line["held_out_reward"].as_f64().unwrap_or(f64::NAN),
+            comparison.gain,
+            comparison.interval[0],
+            comparison.interval[1],
+            comparison.line["epsilon_drift"].as_f64().unwrap_or(f64::NAN),
+            if comparison.fallen.is_empty() {
+                String::new()
+            } else {
+                format!(", fell: {}", comparison.fallen.join(", "))
+            },
+            if best { ", best so far" } else { "" },
+        );
+        self.observer.event(&Event::Note(&text));
+        if best {
+            self.progress.best_composite = Some(comparison.composite);
+            let path = folder.path().join("best");
+            let (models, stepper, progress) = (&parts.models, &self.stepper, &self.progress);
+            stepper.with_means(|| saved::checkpoint(&path, models, stepper, progress))?;
+        }
+        let rose = comparison.interval[0] > 0.0;
+        let hacked = self.config.stop_after_falls.is_some_and(|falls| comparison.fallen.len() >= falls);
+        Ok(rose && hacked && step > 0)
+    }
+
+    /// What the stop rule does: the best weights are the run's result.
+    fn roll_back(&mut self) -> Result<Ended> {
+        let Some(folder) = self.folder else { return self.finish() };
+        let best = folder.path().join("best");
+        let text = format!(
+            "step {}: the reward rises while other measures fall: stopped, back to {}",
+            self.progress.step,
+            best.display()
+        );
+        self.observer.event(&Event::Warning(&text));
+        saved::weights(&best.join("trained.safetensors"), &self.stepper)?;
+        self.stepper.ema = None;
+        self.finish()
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let Some(folder) = self.folder else { return Ok(()) };
+        self.progress.micro = self.stepper.micro;
+        let path = folder.path().join(format!("checkpoints/step-{}", self.progress.step));
+        saved::checkpoint(&path, &self.parts.models, &self.stepper, &self.progress)?;
+        checkpoints::prune(folder.path(), self.config.keep_checkpoints)?;
+        self.observer.event(&Event::Saved(&path));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Ended> {
+        let Some(folder) = self.folder else { return Ok(Ended::Interrupted { step: self.progress.step }) };
+        let (config, source, models) = (self.config, self.source, &self.parts.models);
+        self.stepper.with_means(|| saved::result(folder.path(), config, source, models))?;
+        let name = if config.train == Train::Lora { "lora" } else { "model" };
+        Ok(Ended::Finished(folder.path().join(name)))
+    }
+
+    /// The plan with one step measured.
+    pub(super) fn rehearse(&mut self) -> Result<String> {
+        let plan = self.describe();
+        if self.method.is_some() && self.config.reward_scale == RewardScale::Standardised {
+            // The unit changes no time: one image tells nothing of it, so it is left as it is.
+            self.objective.scales.iter_mut().for_each(|scale| *scale = Scale::RAW);
+        }
+        self.step(1, 0.0)?;
+        let started = Instant::now();
+        let outcome = self.step(2, 0.0)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let [rollout, forward, backward, optimizer] = outcome.seconds;
+        let peak = memory(self.parts.device).map_or(0, |memory| memory.peak);
+        let minutes = seconds * self.config.train_steps as f64 / 60.0;
+        Ok(format!(
+            "{plan}\none step measured: {seconds:.2} s (sampling {rollout:.2}, forward {forward:.2}, backward {backward:.2}, optimizer {optimizer:.2}), \
+             peak memory {:.2} GB; all {} steps: about {minutes:.0} min beside evaluations",
+            peak as f64 / 1e9,
+            self.config.train_steps,
+        ))
+    }
+}
+
+/// The same error with the step it happened in.
+fn at_step(step: usize, error: &Error) -> Error {
+    let named = Error::data(format!("step {step}: {error}"));
+    match error.hint_text() {
+        Some(hint) => named.hint(hint),
+        None => named,
+    }
+}
+
+/// The supervised work, on no rows yet.
+fn denoising<'a>(
+    config: &FinetuneConfig,
+    parts: &'a Parts,
+    policy: &'a Policy<'a>,
+    images: &'a denoise::Images,
+) -> denoise::DenoisingWork<'a> {
+    denoise::DenoisingWork {
+        policy,
+        vae: &parts.models.vae,
+        images,
+        embeddings: &parts.embeddings,
+        snr_gamma: config.snr_gamma,
+        prompt_dropout: config.prompt_dropout,
+        rows: Vec::new(),
+        seeds: Vec::new(),
+    }
+}
