@@ -91,7 +91,8 @@ impl Tokenizer {
         self.encode_cleaned(&clean(text), context_length)
     }
 
-    /// The ids of `text` as transformers' `CLIPTokenizerFast` gives them, which mends nothing: [`normalise`] alone.
+    /// The ids of `text` as transformers' `CLIPTokenizerFast` gives them, which mends nothing: composed, single spaces,
+    /// lower case.
     pub fn encode_unmended(&self, text: &str, context_length: usize) -> Tokens {
         self.encode_cleaned(&normalise(text), context_length)
     }
