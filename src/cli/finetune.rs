@@ -29,9 +29,13 @@ pub(crate) struct FinetuneArgs {
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]
     model: Option<String>,
-    /// What is to rise: PATH, NAME=PATH or PATH@WEIGHT; may be given several times
+    /// What is to rise: PATH, NAME=PATH or PATH@WEIGHT; may be given several times. NAME is social-reward if none is given, or
+    /// clip-score, aesthetic, pick-score, hps-v2, hps-v2.1 or image-reward
     #[arg(long, value_name = "REWARD")]
     reward: Option<Vec<String>>,
+    /// The CLIP ViT-L/14 that the reward `aesthetic` stands on
+    #[arg(long, value_name = "PATH")]
+    clip: Option<String>,
     /// Unit of rewards: of the base model's images, or none [default: standardised]
     #[arg(long, value_parser = PossibleValuesParser::new(["standardised", "raw"]))]
     reward_scale: Option<String>,

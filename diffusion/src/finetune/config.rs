@@ -55,6 +55,8 @@ pub struct FinetuneConfig {
     pub model: Option<String>,
     /// Rewards with weights: `[NAME=]PATH[@WEIGHT]`.
     pub reward: Vec<RewardSpec>,
+    /// The CLIP that a reward stands on whose file has none: `aesthetic`.
+    pub clip: Option<String>,
     /// In which unit rewards are maximised.
     pub reward_scale: RewardScale,
     /// Images of the base model that give the scale.
@@ -164,6 +166,7 @@ impl Default for FinetuneConfig {
             algorithm: None,
             model: None,
             reward: Vec::new(),
+            clip: None,
             reward_scale: RewardScale::Standardised,
             scale_images: 64,
             prompts: None,
@@ -261,6 +264,14 @@ impl FinetuneConfig {
         }
         if self.output.is_none() {
             return Err(missing("output", "a folder for the run"));
+        }
+        let standing = self.reward.iter().find(|spec| spec.name.needs_clip());
+        match (standing, &self.clip) {
+            (Some(spec), None) => {
+                return Err(missing("clip", &format!("the CLIP that the reward `{}` stands on", spec.name.as_str())));
+            }
+            (None, Some(_)) => return Err(Error::usage("clip is set: only the reward `aesthetic` stands on it")),
+            _ => {}
         }
         if algorithm == AlgorithmName::Denoising {
             if self.images.is_none() {
@@ -416,6 +427,8 @@ mod tests {
             ("--algorithm", FinetuneConfig { algorithm: None, ..complete() }),
             ("--model", FinetuneConfig { model: None, ..complete() }),
             ("--reward", FinetuneConfig { reward: Vec::new(), ..complete() }),
+            ("--clip", FinetuneConfig { reward: vec!["aesthetic=head.pth".parse().unwrap()], ..complete() }),
+            ("clip is set", FinetuneConfig { clip: Some("random:tiny".into()), ..complete() }),
             ("--prompts", FinetuneConfig { prompts: None, ..complete() }),
             ("--output", FinetuneConfig { output: None, ..complete() }),
             ("--images", FinetuneConfig { algorithm: Some(AlgorithmName::Denoising), ..complete() }),

@@ -56,7 +56,7 @@ impl Parts {
         let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
         let mut rewards: Vec<Weighted> = Vec::new();
         for spec in &config.reward {
-            let reward = spec.load(device, kind)?;
+            let reward = spec.load(config.clip.as_deref(), device, kind)?;
             needs_gradient(config.algorithm, reward.as_ref())?;
             let mut label = reward.name().to_owned();
             let same = rewards.iter().filter(|other| other.reward.name() == label).count();

@@ -21,6 +21,11 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
+    /// Of the tensors `NAME.weight` and `NAME.bias`.
+    pub(crate) fn named(parameters: &Parameters, name: &str) -> Self {
+        Self::new(parameters, &format!("{name}.weight"), &format!("{name}.bias"))
+    }
+
     fn new(parameters: &Parameters, weight: &str, bias: &str) -> Self {
         Self { weight: parameters[weight].shallow_clone(), bias: parameters[bias].shallow_clone() }
     }
@@ -30,7 +35,7 @@ impl Linear {
     }
 
     /// `x`: `[.., in]`; gives `[.., out]`.
-    fn forward(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight.to_kind(x.kind()), Some(&self.bias.to_kind(x.kind())))
     }
 
@@ -85,8 +90,7 @@ pub(crate) struct Block {
 
 impl Block {
     fn new(parameters: &Parameters, prefix: &str, config: &TowerConfig, causal: bool) -> Self {
-        let linear =
-            |name: &str| Linear::new(parameters, &format!("{prefix}.{name}.weight"), &format!("{prefix}.{name}.bias"));
+        let linear = |name: &str| Linear::named(parameters, &format!("{prefix}.{name}"));
         let norm = |name: &str| LayerNorm::new(parameters, &format!("{prefix}.{name}"), config.layer_norm_eps);
         let own = format!("{prefix}.");
         Self {

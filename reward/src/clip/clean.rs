@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+pub(crate) use plsfix::Normalization;
 use regex::{Captures, Regex};
 
 /// What Python's `html.unescape` looks at: decimal, hexadecimal, named; the semicolon may be missing.
@@ -21,7 +22,7 @@ static TERMINAL_ESCAPE: LazyLock<Regex> = LazyLock::new(|| pattern(r"\x1b\[[\d;]
 static CLOSED_REFERENCE: LazyLock<Regex> = LazyLock::new(|| pattern("&(#?[0-9A-Za-z]{1,24};)"));
 
 /// A pattern of ours: it compiles, or the tests fail.
-pub(super) fn pattern(text: &str) -> Regex {
+pub(crate) fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("a literal pattern")
 }
 
@@ -30,6 +31,35 @@ pub(super) fn clean(text: &str) -> String {
     let fixed = fix_text(text);
     let unescaped = unescape_html(&unescape_html(&fixed)).into_owned();
     unescaped.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// The normalizer of transformers' `CLIPTokenizerFast`: composed (NFC), white space, lower case letter by letter.
+pub(super) fn normalise(text: &str) -> String {
+    let composed = if text.is_ascii() { text.into() } else { Cow::Owned(normal_form(text, Normalization::NFC)) };
+    let single = composed.split_whitespace().collect::<Vec<_>>().join(" ");
+    single.chars().flat_map(char::to_lowercase).collect()
+}
+
+/// A normal form of Unicode, by plsfix with everything else switched off; HTML it unescapes all the same (0.1.8), so it never
+/// sees an ampersand, with which nothing composes.
+pub(crate) fn normal_form(text: &str, form: Normalization) -> String {
+    let config = plsfix::TextFixerConfig {
+        unescape_html: Some(false),
+        remove_terminal_escapes: false,
+        fix_encoding: false,
+        restore_byte_a0: false,
+        replace_lossy_sequences: false,
+        decode_inconsistent_utf8: false,
+        fix_c1_controls: false,
+        fix_latin_ligatures: false,
+        fix_character_width: false,
+        uncurl_quotes: false,
+        fix_line_breaks: false,
+        remove_control_chars: false,
+        normalization: Some(form),
+        max_decode_length: i32::MAX,
+    };
+    text.split('&').map(|part| plsfix::fix_text(part, Some(&config))).collect::<Vec<_>>().join("&")
 }
 
 /// `ftfy.fix_text`: plsfix, behind what it lacks.
@@ -110,6 +140,12 @@ mod tests {
         assert_eq!(clean("  A\tCafÃ©\n &amp;amp; ﬁn  "), "a café & fin");
         assert_eq!(clean("ΟΔΟΣ ＦＵＬＬ “q”"), "οδος full \"q\"");
         assert_eq!(clean(""), "");
+    }
+
+    #[test]
+    fn normalises_without_mending() {
+        assert_eq!(normalise(" A\tCafe\u{301}  &amp; “q” Ã©ΟΣ "), "a café &amp; “q” ã©οσ");
+        assert_eq!(normalise(""), "");
     }
 
     #[test]

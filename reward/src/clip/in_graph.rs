@@ -20,9 +20,33 @@ pub fn preprocess(pixels: &Tensor, size: i64) -> Tensor {
         pixels = pixels.internal_upsample_bicubic2d_aa([rows, columns], false, None, None).clamp(0.0, 1.0);
     }
     let offset = |side: i64| ((side - size) as f64 / 2.0).round_ties_even() as i64;
-    let crop = pixels.narrow(2, offset(rows), size).narrow(3, offset(columns), size);
-    let channel = |values: [f32; 3]| Tensor::from_slice(&values).to_device(crop.device()).view([1, 3, 1, 1]);
-    (&crop - channel(MEAN)) / channel(STD)
+    normalised(&pixels.narrow(2, offset(rows), size).narrow(3, offset(columns), size))
+}
+
+/// The long side resized to `size` (bicubic, antialiased), the short one filled up with black, normalised.
+///
+/// Reference: `ResizeMaxSize` in `hpsv2/src/open_clip/transform.py` (hpsv2 1.2.0), which resizes float tensors: nothing is
+/// cut off at 0 and 1. Deviation: a side never rounds to 0 pixels, and a picture whose long side fits as it is is filled up
+/// too; the original fails on both.
+///
+/// `pixels`: `[B, 3, H, W]`, 0..=1, any float kind; gives `[B, 3, size, size]`, fp32, in the graph of `pixels`.
+pub fn letterbox(pixels: &Tensor, size: i64) -> Tensor {
+    let [_, _, height, width] = pixels.size()[..] else { unreachable!("pixels are [B, 3, H, W]") };
+    let mut pixels = pixels.to_kind(Kind::Float);
+    let scale = size as f64 / height.max(width) as f64;
+    if height.max(width) != size {
+        let [rows, columns] = [height, width].map(|side| ((side as f64 * scale).round_ties_even() as i64).max(1));
+        pixels = pixels.internal_upsample_bicubic2d_aa([rows, columns], false, None, None);
+    }
+    let [rows, columns] = [2, 3].map(|side| size - pixels.size()[side]);
+    // PyTorch counts from the last dimension: left, right, top, bottom.
+    let [left, top] = [columns >> 1, rows >> 1];
+    normalised(&pixels.constant_pad_nd([left, columns - left, top, rows - top]))
+}
+
+fn normalised(pixels: &Tensor) -> Tensor {
+    let channel = |values: [f32; 3]| Tensor::from_slice(&values).to_device(pixels.device()).view([1, 3, 1, 1]);
+    (pixels - channel(MEAN)) / channel(STD)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "torch")]
 pub mod block;
-mod clean;
+pub(crate) mod clean;
 pub mod config;
 #[cfg(feature = "torch")]
 pub mod in_graph;

@@ -1,9 +1,17 @@
-//! Measures of generated pictures that need no prompt. A picture is `[3, H, W]`, fp32, 0..=1.
+//! Measures of generated pictures. Those without weights need no prompt: a picture is `[3, H, W]`, fp32, 0..=1. Those with
+//! a checkpoint are [`Reward`](crate::score::reward::Reward)s, loaded by
+//! [`RewardSpec::load`](crate::score::spec::RewardSpec::load).
 
+pub mod aesthetic;
+mod affine;
+pub mod clip_reward;
 mod colour_entropy;
 mod contrast;
 mod diversity;
 mod edge_density;
+pub mod hps;
+pub mod image_reward;
+pub mod pick_score;
 mod saturation;
 
 pub use colour_entropy::colour_entropy;

@@ -6,22 +6,93 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, error::did_you_mean};
 
-/// The rewards that can be loaded.
+/// The rewards that can be loaded, which are the metrics with weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RewardName {
-    /// The cosine of a CLIP.
+    /// The cosine of a CLIP trained on what people remix.
     SocialReward,
+    /// The cosine of a CLIP.
+    ClipScore,
+    /// LAION's aesthetic predictor v2.
+    Aesthetic,
+    /// PickScore v1.
+    PickScore,
+    /// Human Preference Score v2.
+    HpsV2,
+    /// Human Preference Score v2.1.
+    HpsV21,
+    /// ImageReward v1.0.
+    ImageReward,
+}
+
+/// What a score's number is, printed beside it: numbers of one model under two conventions cannot be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Convention {
+    /// Of unit embeddings, −1 to 1; not ×100, not ×2.5.
+    Cosine,
+    /// The cosine times the model's own temperature.
+    ScaledCosine,
+    /// A mean opinion.
+    Rating,
+    /// Of mean 0 and deviation 1 over the pictures that ImageReward was trained on.
+    Standardised,
+}
+
+impl Convention {
+    /// As it is printed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::ScaledCosine => "exp(logit_scale) × cosine",
+            Self::Rating => "rating, about 1 to 10",
+            Self::Standardised => "(head − 0.1672) / 1.0333",
+        }
+    }
 }
 
 impl RewardName {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::SocialReward];
+    pub const ALL: [Self; 7] = [
+        Self::SocialReward,
+        Self::ClipScore,
+        Self::Aesthetic,
+        Self::PickScore,
+        Self::HpsV2,
+        Self::HpsV21,
+        Self::ImageReward,
+    ];
 
     /// As it is written in settings.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SocialReward => "social-reward",
+            Self::ClipScore => "clip-score",
+            Self::Aesthetic => "aesthetic",
+            Self::PickScore => "pick-score",
+            Self::HpsV2 => "hps-v2",
+            Self::HpsV21 => "hps-v2.1",
+            Self::ImageReward => "image-reward",
         }
+    }
+
+    /// What its number is.
+    pub fn convention(self) -> Convention {
+        match self {
+            Self::SocialReward | Self::ClipScore | Self::HpsV2 | Self::HpsV21 => Convention::Cosine,
+            Self::PickScore => Convention::ScaledCosine,
+            Self::Aesthetic => Convention::Rating,
+            Self::ImageReward => Convention::Standardised,
+        }
+    }
+
+    /// Whether it stands on a CLIP that is not in its file.
+    pub fn needs_clip(self) -> bool {
+        self == Self::Aesthetic
+    }
+
+    /// Whether it is a Human Preference Score, of either version.
+    pub fn is_hps(self) -> bool {
+        matches!(self, Self::HpsV2 | Self::HpsV21)
     }
 }
 
@@ -45,22 +116,41 @@ impl FromStr for RewardName {
 pub struct RewardSpec {
     /// Which one.
     pub name: RewardName,
-    /// What [`Checkpoint::open`](crate::weights::Checkpoint::open) opens.
+    /// What [`Checkpoint::open`](crate::weights::Checkpoint::open) opens; of `aesthetic` the head's file, of `image-reward` its
+    /// folder.
     pub path: String,
     /// What its score is multiplied with; finite and not 0.
     pub weight: f64,
 }
 
 impl RewardSpec {
-    /// Loads it, frozen. `kind`: of weights and activations.
+    /// Loads it, frozen. `clip`: what [`RewardName::needs_clip`] asks for, else unused; `kind`: of weights and activations.
     ///
     /// # Errors
-    /// The weights cannot be read, or are no such reward.
+    /// The weights cannot be read or are no such reward, or the CLIP is not given.
     #[cfg(feature = "torch")]
-    pub fn load(&self, device: tch::Device, kind: tch::Kind) -> Result<Box<dyn super::reward::Reward>> {
-        match self.name {
-            RewardName::SocialReward => Ok(Box::new(super::reward::SocialReward::load(&self.path, device, kind)?)),
-        }
+    pub fn load(
+        &self,
+        clip: Option<&str>,
+        device: tch::Device,
+        kind: tch::Kind,
+    ) -> Result<Box<dyn super::reward::Reward>> {
+        use crate::metrics::{
+            aesthetic, clip_reward::ClipReward, hps::hps, image_reward::ImageReward, pick_score::pick_score,
+        };
+        let path = &self.path;
+        Ok(match self.name {
+            RewardName::SocialReward | RewardName::ClipScore => {
+                Box::new(ClipReward::cosine(self.name, path, device, kind)?)
+            }
+            RewardName::Aesthetic => {
+                let clip = clip.ok_or_else(|| aesthetic::no_clip(path))?;
+                Box::new(aesthetic::Aesthetic::load(path, clip, device, kind)?)
+            }
+            RewardName::PickScore => Box::new(pick_score(path, device, kind)?),
+            RewardName::HpsV2 | RewardName::HpsV21 => Box::new(hps(self.name, path, device, kind)?),
+            RewardName::ImageReward => Box::new(ImageReward::load(path, device, kind)?),
+        })
     }
 }
 
@@ -115,6 +205,18 @@ mod tests {
     use super::*;
     use crate::ErrorKind;
 
+    const KNOWN: &str = "expected `social-reward`, `clip-score`, `aesthetic`, `pick-score`, `hps-v2`, `hps-v2.1`, \
+                         `image-reward`";
+
+    #[test]
+    fn every_name_reads_back() {
+        for name in RewardName::ALL {
+            assert_eq!(name.as_str().parse::<RewardName>().unwrap(), name);
+            let spec: RewardSpec = format!("{}=a.pt@2", name.as_str()).parse().unwrap();
+            assert_eq!(spec, RewardSpec { name, path: "a.pt".to_owned(), weight: 2.0 });
+        }
+    }
+
     #[test]
     fn name_and_weight_are_optional_and_paths_may_hold_their_signs() {
         for (text, path, weight) in [
@@ -136,16 +238,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (text, message, hint) in [
-            (
-                "socialreward=a",
-                "unknown reward `socialreward`, expected `social-reward`",
-                Some("did you mean `social-reward`?"),
-            ),
-            (
-                "lr=3/final",
-                "unknown reward `lr`, expected `social-reward`",
-                Some("a path with `=` in its first part is written `./…`"),
-            ),
+            ("socialreward=a", "unknown reward `socialreward`, KNOWN", Some("did you mean `social-reward`?")),
+            ("lr=3/final", "unknown reward `lr`, KNOWN", Some("a path with `=` in its first part is written `./…`")),
             ("a@0", "reward `a@0`: want a finite weight other than 0, found 0", None),
             ("a@nan", "reward `a@nan`: want a finite weight other than 0, found NaN", None),
             ("a@-inf", "reward `a@-inf`: want a finite weight other than 0, found -inf", None),
@@ -153,7 +247,7 @@ mod tests {
             ("", "reward ``: no path", Some("want [NAME=]PATH[@WEIGHT]")),
         ] {
             let error = text.parse::<RewardSpec>().unwrap_err();
-            assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Usage, message));
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Usage, message.replace("KNOWN", KNOWN)));
             assert_eq!(error.hint_text(), hint, "{text}");
         }
     }
@@ -170,6 +264,6 @@ mod tests {
             "reward = [\"social-reward=random:tiny@1\", \"social-reward=b@3\"]\n"
         );
         let error = toml::from_str::<Settings>(r#"reward = ["pickscore=b"]"#).unwrap_err();
-        assert!(error.message().contains("unknown reward `pickscore`, expected `social-reward`"), "{error}");
+        assert!(error.message().contains(&format!("unknown reward `pickscore`, {KNOWN}")), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
@@ -11,7 +11,10 @@ use std::{
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::{Dtype, SafeTensors, tensor::Metadata};
 
-use super::pickle::{self, PickledTensor};
+use super::{
+    misfits,
+    pickle::{self, PickledTensor},
+};
 use crate::{Error, Result};
 
 /// A named collection of tensors on disk (or, for random weights, made on demand).
@@ -130,6 +133,28 @@ impl TensorFile {
     /// Every tensor's shape by name.
     pub fn shapes(&self) -> &BTreeMap<String, Vec<usize>> {
         &self.shapes
+    }
+
+    /// Checks that the file holds exactly `wanted`, names with shapes, but for what `ignored` says may stand beside them.
+    ///
+    /// # Errors
+    /// Tensors missing, unexpected or of another shape: one error.
+    pub fn check(&self, wanted: &[(String, Vec<usize>)], ignored: impl Fn(&str) -> bool) -> Result<()> {
+        let shapes = self.shapes();
+        let mut problems = Vec::new();
+        for (name, shape) in wanted {
+            match shapes.get(name) {
+                None => problems.push(format!("`{name}` is missing")),
+                Some(found) if found != shape => {
+                    problems.push(format!("`{name}` has shape {found:?}, want {shape:?}"));
+                }
+                Some(_) => {}
+            }
+        }
+        let known: BTreeSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
+        let unexpected = shapes.keys().filter(|name| !known.contains(name.as_str()) && !ignored(name));
+        problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
+        misfits(&self.path().display().to_string(), &problems)
     }
 
     /// The values of tensor `name` as fp32, row-major. The file's pages stop counting as this process's memory.

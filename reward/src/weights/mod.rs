@@ -6,6 +6,7 @@ pub mod layout;
 mod pickle;
 pub mod random;
 pub mod save;
+pub mod sha256;
 
 use std::{
     collections::BTreeMap,
@@ -168,14 +169,19 @@ impl Checkpoint {
         }
         let unexpected = place.keys().filter(|name| !known.contains(*name) && !is_buffer(name));
         problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
-        if problems.is_empty() {
-            return Ok(());
+        misfits(model, &problems).map_err(|error| {
+            error.hint(
+                "is this a checkpoint of another architecture? --model gives the architecture where shapes cannot",
+            )
+        })
+    }
+
+    /// The files its parameters are read from; none of random weights.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match &self.source {
+            Source::Random { .. } => Vec::new(),
+            Source::Files { files, .. } => files.iter().map(|file| file.path().to_owned()).collect(),
         }
-        let shown = problems.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
-        let more = problems.len().saturating_sub(5);
-        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        Err(Error::data(format!("{model}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len()))
-            .hint("is this a checkpoint of another architecture? --model gives the architecture where shapes cannot"))
     }
 
     /// Checks that OpenAI's tokenizer fits the model.
@@ -220,6 +226,17 @@ impl Checkpoint {
             Ok((name, shape, values))
         })
     }
+}
+
+/// One error for all tensors of `model` that do not fit, if there are any.
+fn misfits(model: &str, problems: &[String]) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let shown = problems.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
+    let more = problems.len().saturating_sub(5);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Err(Error::data(format!("{model}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len())))
 }
 
 impl Source {

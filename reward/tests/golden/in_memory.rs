@@ -64,7 +64,7 @@ fn a_picture_in_memory_scores_as_its_file() {
     let options =
         EmbedOptions { batch_size: 8, workers: 1, decode: DecodeOptions::default(), on_bad_image: OnBadImage::Stop };
     let spec: RewardSpec = "social-reward=random:tiny".parse().unwrap();
-    let memory = spec.load(Device::Cpu, Kind::Float).unwrap();
+    let memory = spec.load(None, Device::Cpu, Kind::Float).unwrap();
     assert_eq!((memory.name(), memory.differentiable()), ("social-reward", true));
 
     let sizes = [(64, 64), (96, 128), (24, 24), (150, 97), (512, 512)];

@@ -7,6 +7,8 @@ mod forward;
 mod forward_candle;
 #[cfg(feature = "torch")]
 mod in_memory;
+#[cfg(feature = "torch")]
+mod metrics;
 mod models;
 #[cfg(feature = "torch")]
 mod optimizer;
