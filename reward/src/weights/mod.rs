@@ -193,6 +193,14 @@ impl Checkpoint {
         .hint("models with another tokenizer are not supported"))
     }
 
+    /// What it was read from; nothing for random weights.
+    pub fn files(&self) -> Vec<&Path> {
+        match &self.source {
+            Source::Random { .. } => Vec::new(),
+            Source::Files { files, .. } => files.iter().map(TensorFile::path).collect(),
+        }
+    }
+
     /// The values of the parameter with OpenAI key `name`, fp32, row-major in the OpenAI shape.
     ///
     /// # Errors
