@@ -8,7 +8,7 @@ use crate::harness::Workspace;
 
 const EVALUATE: &str = "evaluate --device cpu --metrics social-reward=random:tiny";
 /// What needs no libtorch is measured in both builds.
-const METRICS: &str = if cfg!(feature = "torch") { ",saturation,diversity" } else { ",diversity" };
+const METRICS: &str = if cfg!(feature = "torch") { ",saturation,diversity,fid-clip,kid-clip" } else { ",diversity" };
 
 /// Writes `name/set.csv` with four images for each of three prompts, and the images; those of `name` are in hue `hue`.
 fn write_set(work: &Workspace, name: &str, hue: u8) {
@@ -52,6 +52,11 @@ fn two_sets_are_compared_and_the_second_run_computes_nothing() {
         for (name, metric) in set["metrics"].as_object().unwrap() {
             let wanted = ["mean", "std", "interval_low", "interval_high", "convention", "checkpoint_sha256"];
             assert_eq!(keys(metric), wanted, "{name}");
+            if name.ends_with("-clip") {
+                let (of_equal, of_far) = if name == "kid-clip" { (-1.0, 8.0) } else { (0.0, 4.0) };
+                assert!((of_equal..of_far).contains(&metric["mean"].as_f64().unwrap()) && metric["std"].is_null());
+                continue;
+            }
             let figure = |key: &str| metric[key].as_f64().unwrap();
             assert!(figure("interval_low") <= figure("mean") && figure("mean") <= figure("interval_high"), "{name}");
             assert_eq!(metric["checkpoint_sha256"].as_str().map(str::len), (name != "saturation").then_some(64));
@@ -163,11 +168,14 @@ fn what_is_asked_wrongly_is_refused_before_anything_is_read() {
     run("--metrics saturation").fails(2, &["--images"]);
     run("--images none.csv").fails(2, &["no metric"]).hints("--metrics");
     run("--images none.csv --metrics social-rewards=x").fails(2, &["social-rewards"]).hints("social-reward`?");
-    run("--images none.csv --metrics social-reward").fails(2, &["social-reward", "weights"]).hints("social-reward=PATH");
+    run("--images none.csv --metrics social-reward")
+        .fails(2, &["social-reward", "weights"])
+        .hints("social-reward=PATH");
     run("--images none.csv --metrics diversity").fails(2, &["diversity", "CLIP"]).hints("--clip");
     run("--images none.csv --metrics social-reward=a --clip b").fails(2, &["--clip"]);
     run("--images none.csv --metrics social-reward=a,social-reward=a").fails(2, &["twice"]);
     run("--images none.csv --metrics social-reward=a --batch-size 0").fails(2, &["batch_size"]);
+    run("--images none.csv --metrics fid-clip --clip a").fails(2, &["fid-clip", "another set"]).hints("--baseline");
     if cfg!(not(feature = "torch")) {
         run("--images none.csv --metrics contrast").fails(2, &["contrast", "portable"]);
     }
@@ -190,7 +198,9 @@ fn sets_that_are_wrong_are_named() {
     run("--images tuned/seeds.csv").fails(1, &["seeds.csv line 2", "seed", "one"]);
     work.write("base/other.csv", "prompt,path,seed\nelse,0-0.png,0\nelse,0-1.png,1\n");
     let alone = run("--images tuned/set.csv --baseline base/other.csv");
-    alone.fails(1, &["no image pairs", "12 of 12", "\"a red fox\" seed 0", "2 of 2", "\"else\" seed 1"]).hints("--seed");
+    alone
+        .fails(1, &["no image pairs", "12 of 12", "\"a red fox\" seed 0", "2 of 2", "\"else\" seed 1"])
+        .hints("--seed");
     work.write("base/part.csv", "prompt,path,seed\na red fox,0-0.png,0\nelse,0-1.png,1\n");
     let part = run("--images tuned/set.csv --baseline base/part.csv --json");
     part.says("11 of 12 image(s) of set have no partner: \"a red fox\" seed 1,").says("1 of 2 image(s) of part");

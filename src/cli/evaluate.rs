@@ -19,8 +19,8 @@ An image set is an images.parquet, a CSV or JSONL manifest with columns prompt, 
 images.parquet, captions.csv (prompt, path) or NAME.txt beside every image. Two sets are compared image by image: pairs have the
 same prompt and seed; without seeds, the same place among the images of their prompt.
 
-Metrics: social-reward=PATH (a CLIP: folder, state dict, hub id or random:tiny); saturation, contrast, edge-density; diversity
-(with the CLIP of --clip, else of the first metric that has one).")]
+Metrics: social-reward=PATH (a CLIP: folder, state dict, hub id or random:tiny); saturation, contrast, edge-density; diversity,
+and against a baseline fid-clip and kid-clip (with the CLIP of --clip, else of the first metric that has one).")]
 pub(crate) struct EvaluateArgs {
     /// Images to judge: images.parquet, a CSV or JSONL manifest, or a folder with captions
     #[arg(long, value_name = "SET")]
@@ -32,7 +32,7 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "NAME[=PATH],…", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) metrics: Vec<String>,
-    /// CLIP that diversity is measured with
+    /// CLIP that diversity, fid-clip and kid-clip are measured with
     #[arg(long, value_name = "CKPT")]
     pub(crate) clip: Option<String>,
     /// Folder for scores.parquet, which is also the cache [default: the folder of --images]

@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
             .into());
     };
     let options = options(&settings)?;
-    options.check()?;
+    options.check(settings.baseline.is_some())?;
     let (stop, progress) = (signals::listen()?, Progress::new());
     let mut set = ImageSet::read(images)?;
     let mut baseline = settings.baseline.as_deref().map(ImageSet::read).transpose()?;
@@ -87,6 +87,7 @@ fn as_text(evaluation: &Evaluation) -> String {
                 (Some(mean), Some(std), Some(low), Some(high)) => {
                     format!("{mean:>9.5} [{low:.5}, {high:.5}]  std {std:.5}")
                 }
+                (Some(mean), ..) => format!("{mean:>9.5}"),
                 _ => "  unknown".to_owned(),
             };
             let _ = writeln!(text, "  {name:<16}{figures}  ({convention})");

@@ -34,13 +34,14 @@ struct Case {
 /// # Errors
 /// An image cannot be read.
 pub(super) fn of(evaluation: &Evaluation) -> Result<Cards> {
-    let first = &evaluation.columns[0];
+    let first = evaluation.columns.first();
+    let by_first = |row, partner| first.and_then(|column| value(column, row, partner));
     let mut cases: Vec<Case> = match &evaluation.pairs {
         Some(pairs) => (pairs.matched.iter())
-            .map(|&(row, other)| Case { row, partner: Some(other), value: value(first, row, Some(other)) })
+            .map(|&(row, other)| Case { row, partner: Some(other), value: by_first(row, Some(other)) })
             .collect(),
         None => (0..evaluation.sets[0].rows.len())
-            .map(|row| Case { row, partner: None, value: value(first, row, None) })
+            .map(|row| Case { row, partner: None, value: by_first(row, None) })
             .collect(),
     };
     cases.sort_by(|a, b| b.value.unwrap_or(f64::MIN).total_cmp(&a.value.unwrap_or(f64::MIN)));
@@ -50,7 +51,7 @@ pub(super) fn of(evaluation: &Evaluation) -> Result<Cards> {
     }
     let what = if evaluation.pairs.is_some() { "pairs" } else { "images" };
     let note = if all > CARDS {
-        format!("{CARDS} of {all} {what}: the best and the worst by {}. scores.parquet has all.", first.label)
+        format!("{CARDS} of {all} {what}: the best and the worst by the first metric. scores.parquet has all.")
     } else {
         format!("All {all} {what}.")
     };
@@ -117,7 +118,7 @@ fn side(evaluation: &Evaluation, place: usize, row: usize) -> Result<String> {
 
 /// Links to the first and last cards, which are sorted.
 fn extremes(evaluation: &Evaluation, cases: &[Case]) -> String {
-    let set = evaluation.sets[0];
+    let (set, Some(first)) = (evaluation.sets[0], evaluation.columns.first()) else { return String::new() };
     let item = |(index, case): (usize, &Case)| {
         let row = &set.rows[case.row];
         format!(
@@ -132,6 +133,6 @@ fn extremes(evaluation: &Evaluation, cases: &[Case]) -> String {
     let what = if evaluation.pairs.is_some() { "gain" } else { "score" };
     format!(
         r#"<section aria-labelledby="extremes"><h2 id="extremes">Best and worst by {}</h2><div class="cases"><div><h3>Largest {what}</h3><ol>{best}</ol></div><div><h3>Smallest {what}</h3><ol>{worst}</ol></div></div></section>"#,
-        escaped(&evaluation.columns[0].label)
+        escaped(&first.label)
     )
 }

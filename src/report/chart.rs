@@ -24,7 +24,8 @@ pub(super) struct Series<'a> {
 /// A figure with lines; nothing where no line has two finite points. Writing to a string cannot fail.
 pub(super) fn lines(title: &str, x_name: &str, series: &[Series]) -> String {
     let finite = |series: &Series| series.points.iter().filter(|(_, y)| y.is_finite()).copied().collect::<Vec<_>>();
-    let drawn: Vec<_> = series.iter().map(|series| (series, finite(series))).filter(|(_, points)| points.len() > 1).collect();
+    let drawn: Vec<_> =
+        series.iter().map(|series| (series, finite(series))).filter(|(_, points)| points.len() > 1).collect();
     let all = || drawn.iter().flat_map(|(_, points)| points);
     if drawn.is_empty() {
         return String::new();
@@ -43,7 +44,8 @@ pub(super) fn lines(title: &str, x_name: &str, series: &[Series]) -> String {
         let _ = write!(svg, r#"<polyline class="{}" points="{}"/>"#, series.class, points.join(" "));
     }
     let names: Vec<&str> = drawn.iter().map(|(series, _)| series.name).collect();
-    let legend = if drawn.len() > 1 { format!(": {} (dashed: {})", names[0], names[1..].join(", ")) } else { String::new() };
+    let legend =
+        if drawn.len() > 1 { format!(": {} (dashed: {})", names[0], names[1..].join(", ")) } else { String::new() };
     format!(
         r#"<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}, from {first:.4} to {last:.4}"><path class="axis" d="M{MARGIN} {top}V{bottom}H{WIDTH}"/>{svg}<text x="{label}" y="{above}" text-anchor="end">{high}</text><text x="{label}" y="{bottom}" text-anchor="end">{low}</text><text x="{MARGIN}" y="{below}">{left}</text><text x="{end}" y="{below}" text-anchor="end">{x_name} {right}</text></svg><figcaption>{title}{legend}</figcaption></figure>"#,
         title = escaped(title),

@@ -65,7 +65,7 @@ fn filled(template: &str, parts: &[(&str, String)]) -> String {
         let found = piece.split_once("}}").filter(|_| index > 0);
         let part = found.and_then(|(name, rest)| Some((&parts.iter().find(|(known, _)| *known == name)?.1, rest)));
         match part {
-            Some((part, rest)) => html.extend([part, rest]),
+            Some((part, rest)) => html.extend([part.as_str(), rest]),
             None => html.push_str(piece),
         }
     }
@@ -75,8 +75,10 @@ fn filled(template: &str, parts: &[(&str, String)]) -> String {
 /// A table that scrolls on its own where the page is narrow. `rows` are cells' HTML.
 fn table(caption: &str, head: &[(&str, bool)], rows: &str) -> String {
     let class = |number: bool| if number { r#" class="number""# } else { "" };
-    let head: String =
-        head.iter().map(|(name, number)| format!(r#"<th scope="col"{}>{}</th>"#, class(*number), escaped(name))).collect();
+    let head: String = head
+        .iter()
+        .map(|(name, number)| format!(r#"<th scope="col"{}>{}</th>"#, class(*number), escaped(name)))
+        .collect();
     let caption = escaped(caption);
     format!(
         r#"<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"#
@@ -140,7 +142,15 @@ fn headline(evaluation: &Evaluation) -> String {
             );
         }
     }
-    let head = [("set", false), ("metric", false), ("mean", true), ("std", true), ("images", true), ("prompts", true), ("convention", false)];
+    let head = [
+        ("set", false),
+        ("metric", false),
+        ("mean", true),
+        ("std", true),
+        ("images", true),
+        ("prompts", true),
+        ("convention", false),
+    ];
     parts + &table("Means over the images of each set; 95 % intervals from resampled prompts", &head, &rows)
 }
 
@@ -162,7 +172,9 @@ fn charts(evaluation: &Evaluation) -> String {
     if figures.is_empty() {
         return figures;
     }
-    format!(r#"<section aria-labelledby="plots"><h2 id="plots">Plots</h2><div class="charts">{figures}</div></section>"#)
+    format!(
+        r#"<section aria-labelledby="plots"><h2 id="plots">Plots</h2><div class="charts">{figures}</div></section>"#
+    )
 }
 
 fn prompts(evaluation: &Evaluation) -> String {
@@ -184,7 +196,15 @@ fn prompts(evaluation: &Evaluation) -> String {
     }
     let mut html = String::new();
     if !rows.is_empty() {
-        let head = [("metric", false), ("prompt", false), ("mean", true), ("baseline", true), ("gain", true), ("win rate", true), ("pairs", true)];
+        let head = [
+            ("metric", false),
+            ("prompt", false),
+            ("mean", true),
+            ("baseline", true),
+            ("gain", true),
+            ("win rate", true),
+            ("pairs", true),
+        ];
         html = format!(
             r#"<section aria-labelledby="by-prompt"><h2 id="by-prompt">By prompt</h2>{}</section>"#,
             table("Largest gain first", &head, &rows)
@@ -201,7 +221,8 @@ fn prompts(evaluation: &Evaluation) -> String {
     if !rows.is_empty() {
         let head = [("metric", false), ("metric", false), ("Spearman", true)];
         let table = table("Rank correlation over all images", &head, &rows);
-        html += &format!(r#"<section aria-labelledby="agree"><h2 id="agree">Agreement of metrics</h2>{table}</section>"#);
+        html +=
+            &format!(r#"<section aria-labelledby="agree"><h2 id="agree">Agreement of metrics</h2>{table}</section>"#);
     }
     html
 }
@@ -210,15 +231,16 @@ fn prompts(evaluation: &Evaluation) -> String {
 fn described(evaluation: &Evaluation, settings: &EvaluateArgs) -> Result<String> {
     let mut rows = String::new();
     let mut add = |name: &str, value: &str| {
-        let _ = write!(rows, r#"<tr><th scope="row">{}</th><td class="hash">{}</td></tr>"#, escaped(name), escaped(value));
+        let _ =
+            write!(rows, r#"<tr><th scope="row">{}</th><td class="hash">{}</td></tr>"#, escaped(name), escaped(value));
     };
     for (name, value) in toml::Table::try_from(settings)? {
         add(&format!("evaluate: {name}"), &value.to_string());
     }
-    for column in &evaluation.columns {
-        add(&format!("{}: convention", column.label), &column.convention);
-        if !column.checkpoint_sha256.is_empty() {
-            add(&format!("{}: SHA-256 of the weights", column.label), &column.checkpoint_sha256);
+    for (name, metric) in &evaluation.summary.sets[0].metrics {
+        add(&format!("{name}: convention"), &metric.convention);
+        if let Some(sha256) = &metric.checkpoint_sha256 {
+            add(&format!("{name}: SHA-256 of the weights"), sha256);
         }
     }
     for (set, hashes) in evaluation.sets.iter().zip(&evaluation.hashes) {

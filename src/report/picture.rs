@@ -35,9 +35,10 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
-        let bits = (0..3).fold(0_usize, |bits, place| bits << 8 | usize::from(group.get(place).copied().unwrap_or(0)));
+        let bits =
+            (0..3).fold(0_usize, |bits, place| (bits << 8) | usize::from(group.get(place).copied().unwrap_or(0)));
         for place in 0..4 {
-            let digit = char::from(DIGITS[bits >> (18 - 6 * place) & 63]);
+            let digit = char::from(DIGITS[(bits >> (18 - 6 * place)) & 63]);
             text.push(if place <= group.len() { digit } else { '=' });
         }
     }
@@ -67,7 +68,8 @@ mod tests {
     /// RFC 4648, section 10.
     #[test]
     fn base64_by_the_rfc() {
-        let pairs = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
+        let pairs =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
         for (bytes, text) in pairs {
             assert_eq!(base64(bytes.as_bytes()), text);
         }

@@ -169,8 +169,9 @@ impl ImageSet {
             format!("{}; {}", side(self, &alone), side(baseline, &alone_in_baseline))
         });
         if matched.is_empty() {
-            return Err(Error::data(format!("no image pairs: {}", mismatch.unwrap_or_default()))
-                .hint("pairs have the same prompt and the same seed: make both sets from one list of prompts and --seed"));
+            return Err(Error::data(format!("no image pairs: {}", mismatch.unwrap_or_default())).hint(
+                "pairs have the same prompt and the same seed: make both sets from one list of prompts and --seed",
+            ));
         }
         Ok(Pairs { matched, mismatch })
     }
@@ -215,7 +216,9 @@ fn captioned(folder: &Path) -> Result<Manifest> {
         let caption = folder.join(&path).with_extension("txt");
         if !caption.is_file() {
             return Err(Error::data(format!("{}: no {} beside it", folder.join(&path).display(), caption.display()))
-                .hint("every image needs its prompt: NAME.txt beside it, or captions.csv with columns prompt and path"));
+                .hint(
+                    "every image needs its prompt: NAME.txt beside it, or captions.csv with columns prompt and path",
+                ));
         }
         let text = fs_err::read_to_string(&caption)?;
         rows.push(ManifestRow {
@@ -275,7 +278,10 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let error = set("prompt,path\na,1.png\na,none.png\n").unwrap_err();
-        assert!(error.to_string().ends_with("1 image file(s) do not exist: row 1 (none.png) (rows count from 0)"), "{error}");
+        assert!(
+            error.to_string().ends_with("1 image file(s) do not exist: row 1 (none.png) (rows count from 0)"),
+            "{error}"
+        );
         assert!(error.hint_text().unwrap().starts_with("relative paths start at "));
         let error = ImageSet::read(Path::new("/none")).unwrap_err();
         assert_eq!(error.to_string(), "/none does not exist");
@@ -297,6 +303,9 @@ mod tests {
         assert_eq!(set.name, folder.path().file_name().unwrap().to_str().unwrap());
         fs_err::write(place("captions.csv"), "prompt,path\nan owl,b.png\n").unwrap();
         let set = ImageSet::read(folder.path()).unwrap();
-        assert_eq!((set.prompts, set.images[0].label()), (vec!["an owl".to_owned()], place("b.png").display().to_string()));
+        assert_eq!(
+            (set.prompts, set.images[0].label()),
+            (vec!["an owl".to_owned()], place("b.png").display().to_string())
+        );
     }
 }

@@ -223,10 +223,7 @@ mod tests {
             (r#"{"prompt": 7, "path": "b"}"#, "m.jsonl line 3: `prompt` is 7, wanted a string"),
             (r#"{"prompt": "a", "file": "b"}"#, "m.jsonl line 3 has no column `path` (it has: prompt, file)"),
             (r#"{"prompt": "a", "path": ""}"#, "m.jsonl line 3: `path` is empty"),
-            (
-                r#"{"prompt": "a", "path": "b", "seed": 1.5}"#,
-                "m.jsonl line 3: `seed` is 1.5, wanted a whole number",
-            ),
+            (r#"{"prompt": "a", "path": "b", "seed": 1.5}"#, "m.jsonl line 3: `seed` is 1.5, wanted a whole number"),
             ("[]", "m.jsonl line 3: invalid type: sequence, expected a map at line 1 column 0"),
         ] {
             assert_eq!(refused("m.jsonl", format!("{good}\n\n{bad}\n")).0, wanted);

@@ -101,11 +101,7 @@ impl SharedClip {
         })
     }
 
-    fn loaded<'a>(
-        slot: &'a mut Option<Box<dyn Engine>>,
-        checkpoint: &Checkpoint,
-        run: &Run,
-    ) -> Result<&'a dyn Engine> {
+    fn loaded<'a>(slot: &'a mut Option<Box<dyn Engine>>, checkpoint: &Checkpoint, run: &Run) -> Result<&'a dyn Engine> {
         let loaded = match slot.take() {
             Some(loaded) => loaded,
             None => {

@@ -15,6 +15,38 @@ pub enum MetricName {
     Pixels(PixelMeasure),
     /// How unlike the images of a prompt, and of the whole set, are.
     Diversity,
+    /// How far the set is from the baseline as a whole.
+    SetDistance(SetDistance),
+}
+
+/// A distance between the CLIP embeddings of two sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetDistance {
+    /// Fréchet's, as in FID.
+    FidClip,
+    /// Of means in a kernel's space, as in KID.
+    KidClip,
+}
+
+impl SetDistance {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::FidClip, Self::KidClip];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FidClip => "fid-clip",
+            Self::KidClip => "kid-clip",
+        }
+    }
+
+    /// What its number is.
+    pub fn convention(self) -> &'static str {
+        match self {
+            Self::FidClip => "Frechet distance to the baseline on unit CLIP embeddings (not Inception's FID), 0 and up",
+            Self::KidClip => "unbiased MMD^2 to the baseline on unit CLIP embeddings, kernel (x.y/d + 1)^3, all images",
+        }
+    }
 }
 
 /// What is measured of an image alone.
@@ -58,13 +90,22 @@ impl MetricName {
             Self::Reward(name) => name.as_str(),
             Self::Pixels(measure) => measure.as_str(),
             Self::Diversity => "diversity",
+            Self::SetDistance(distance) => distance.as_str(),
         }
+    }
+
+    /// Whether [`Options::clip`](super::Options::clip) is for it.
+    pub fn wants_clip(self) -> bool {
+        matches!(self, Self::Diversity | Self::SetDistance(_))
     }
 
     /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
         let rewards = RewardName::ALL.into_iter().map(Self::Reward);
-        rewards.chain(PixelMeasure::ALL.map(Self::Pixels)).chain([Self::Diversity])
+        rewards
+            .chain(PixelMeasure::ALL.map(Self::Pixels))
+            .chain([Self::Diversity])
+            .chain(SetDistance::ALL.map(Self::SetDistance))
     }
 }
 
@@ -97,8 +138,8 @@ impl FromStr for MetricSpec {
         match (name, path.filter(|path| !path.is_empty())) {
             (MetricName::Reward(_), None) => Err(Error::usage(format!("metric `{}` needs weights", name.as_str()))
                 .hint(format!("--metrics {}=PATH", name.as_str()))),
-            (MetricName::Pixels(_) | MetricName::Diversity, Some(_)) => {
-                let hint = if name == MetricName::Diversity { "--clip PATH names the CLIP it measures with" } else { "" };
+            (MetricName::Pixels(_) | MetricName::Diversity | MetricName::SetDistance(_), Some(_)) => {
+                let hint = if name.wants_clip() { "--clip PATH names the CLIP it measures with" } else { "" };
                 Err(Error::usage(format!("metric `{}` takes no path", name.as_str())).hint(hint))
             }
             (name, path) => Ok(Self { name, path: path.map(str::to_owned) }),
@@ -135,7 +176,7 @@ mod tests {
 
     #[test]
     fn names_and_paths_are_read_and_what_is_wrong_is_said() {
-        for text in ["social-reward=a=b/final", "saturation", "edge-density", "diversity"] {
+        for text in ["social-reward=a=b/final", "saturation", "edge-density", "diversity", "fid-clip"] {
             assert_eq!(text.parse::<MetricSpec>().unwrap().to_string(), text);
         }
         for (text, message, hint) in [

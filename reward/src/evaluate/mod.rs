@@ -17,7 +17,7 @@ use std::{
 
 use self::{
     clip::SharedClip,
-    metric::{MetricName, MetricSpec, PixelMeasure},
+    metric::{MetricName, MetricSpec, PixelMeasure, SetDistance},
     scores::{Cache, Key, ScoreRow},
     summary::{MetricSummary, SetSummary, Summary},
 };
@@ -40,7 +40,7 @@ use crate::{
 pub struct Options {
     /// The metrics, in the order of the answer.
     pub metrics: Vec<MetricSpec>,
-    /// The CLIP that diversity is measured with; otherwise that of the first metric that has one.
+    /// The CLIP that diversity and distances of sets are measured with; otherwise that of the first metric that has one.
     pub clip: Option<String>,
     /// Where to compute.
     pub device: DeviceName,
@@ -53,8 +53,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// The CLIP for [`MetricName::Diversity`].
-    fn diversity_clip(&self) -> Option<&str> {
+    /// The CLIP for metrics that [want](MetricName::wants_clip) one.
+    fn embedding_clip(&self) -> Option<&str> {
         let is_clip = |spec: &&MetricSpec| spec.name == MetricName::Reward(RewardName::SocialReward);
         self.clip.as_deref().or_else(|| self.metrics.iter().find(is_clip)?.path.as_deref())
     }
@@ -62,8 +62,9 @@ impl Options {
     /// Refuses what cannot be measured, before anything is read.
     ///
     /// # Errors
-    /// No metric, one asked for twice, diversity without a CLIP, a CLIP without use, or what this build cannot compute.
-    pub fn check(&self) -> Result<()> {
+    /// No metric, one asked for twice, diversity without a CLIP, a CLIP without use, a distance without `baseline`, or what this
+    /// build cannot compute.
+    pub fn check(&self, baseline: bool) -> Result<()> {
         let known: Vec<&str> = MetricName::all().map(MetricName::as_str).collect();
         if self.metrics.is_empty() {
             return Err(Error::usage("no metric to evaluate by").hint(format!("--metrics, of {}", known.join(", "))));
@@ -72,20 +73,30 @@ impl Options {
         if let Some((_, spec)) = twice {
             return Err(Error::usage(format!("metric `{spec}` is named twice")));
         }
-        let diversity = self.metrics.iter().any(|spec| spec.name == MetricName::Diversity);
-        if diversity && self.diversity_clip().is_none() {
-            return Err(Error::usage("metric `diversity` needs a CLIP to measure with")
-                .hint("--clip PATH, or a metric with a CLIP such as social-reward=PATH"));
+        let wants_clip = self.metrics.iter().find(|spec| spec.name.wants_clip());
+        match (wants_clip, &self.clip) {
+            (Some(spec), _) if self.embedding_clip().is_none() => {
+                return Err(Error::usage(format!("metric `{spec}` needs a CLIP to measure with"))
+                    .hint("--clip PATH, or a metric with a CLIP such as social-reward=PATH"));
+            }
+            (None, Some(_)) => {
+                return Err(Error::usage("--clip is given, but no metric uses it")
+                    .hint("`diversity`, `fid-clip` and `kid-clip` do"));
+            }
+            _ => {}
         }
-        if self.clip.is_some() && !diversity {
-            return Err(Error::usage("--clip is given, but no metric uses it").hint("`diversity` does"));
+        let distance = self.metrics.iter().find(|spec| matches!(spec.name, MetricName::SetDistance(_)));
+        if let Some(spec) = distance.filter(|_| !baseline) {
+            return Err(Error::usage(format!("metric `{spec}` needs another set")).hint("--baseline SET"));
         }
         let needs_torch = |spec: &&MetricSpec| {
             !matches!(spec.name, MetricName::Reward(RewardName::SocialReward) | MetricName::Diversity)
         };
         match self.metrics.iter().find(needs_torch).filter(|_| cfg!(not(feature = "torch"))) {
-            Some(spec) => Err(Error::usage(format!("metric `{}` needs libtorch, this is the portable build", spec.name.as_str()))
-                .hint("build with default features (`make setup`)")),
+            Some(spec) => {
+                Err(Error::usage(format!("metric `{}` needs libtorch, this is the portable build", spec.name.as_str()))
+                    .hint("build with default features (`make setup`)"))
+            }
             None => Ok(()),
         }
     }
@@ -147,7 +158,7 @@ pub fn evaluate<'a>(
     observer: &dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Evaluation<'a>> {
-    options.check()?;
+    options.check(baseline.is_some())?;
     let run = Run { options, observer, stop };
     let pairs = baseline.map(|baseline| set.pairs(baseline)).transpose()?;
     if let Some(mismatch) = pairs.as_ref().and_then(|pairs| pairs.mismatch.as_deref()) {
@@ -156,12 +167,16 @@ pub fn evaluate<'a>(
     let sets: Vec<&ImageSet> = std::iter::once(set).chain(baseline).collect();
     let hashes = sets.iter().map(|set| row_hashes(set, &run)).collect::<Result<Vec<_>>>()?;
     let mut scorer = Scorer { run: &run, sets: &sets, hashes: &hashes, cache, clips: HashMap::new(), computed: 0 };
-    let mut columns = Vec::new();
+    let (mut columns, mut distances) = (Vec::new(), Vec::new());
     for spec in &options.metrics {
-        columns.extend(scorer.columns(spec)?);
+        match spec.name {
+            MetricName::SetDistance(distance) => distances.push(scorer.distance(distance)?),
+            _ => columns.extend(scorer.columns(spec)?),
+        }
     }
     let computed = scorer.computed;
-    let summary = summary(&sets, &columns, pairs.as_ref(), options.seed);
+    let mut summary = summary(&sets, &columns, pairs.as_ref(), options.seed);
+    summary.sets[0].metrics.extend(distances);
     Ok(Evaluation { sets, hashes, columns, pairs, computed, summary })
 }
 
@@ -242,6 +257,7 @@ impl<'a> Scorer<'a> {
         let label = if namesakes > 1 { spec.to_string() } else { spec.name.as_str().to_owned() };
         match spec.name {
             MetricName::Diversity => self.diversity(),
+            MetricName::SetDistance(_) => Ok(Vec::new()),
             MetricName::Pixels(measure) => {
                 let compute = |scorer: &mut Self, items: &[Item]| scorer.pixels(measure, items);
                 Ok(vec![self.column(label, measure.convention().to_owned(), String::new(), compute)?])
@@ -263,8 +279,8 @@ impl<'a> Scorer<'a> {
     fn clip(&mut self, path: &str) -> Result<&mut SharedClip> {
         if !self.clips.contains_key(path) {
             let options = self.run.options;
-            let diversity = options.metrics.iter().any(|spec| spec.name == MetricName::Diversity);
-            let keep = diversity && options.diversity_clip() == Some(path);
+            let wanted = options.metrics.iter().any(|spec| spec.name.wants_clip());
+            let keep = wanted && options.embedding_clip() == Some(path);
             self.clips.insert(path.to_owned(), SharedClip::open(path, keep, self.run)?);
         }
         self.clips.get_mut(path).ok_or_else(|| Error::data(format!("{path}: not open")))
@@ -334,9 +350,41 @@ impl<'a> Scorer<'a> {
         Err(Error::usage(format!("metric `{}` needs libtorch", measure.as_str())))
     }
 
+    /// The distance of the set from the baseline, as the set's metric.
+    #[cfg(feature = "torch")]
+    fn distance(&mut self, distance: SetDistance) -> Result<(String, MetricSummary)> {
+        let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
+        let (run, items, sets) = (self.run, self.items(), self.sets);
+        let clip = self.clip(&path)?;
+        let sha256 = clip.sha256.clone();
+        let known = clip.embeddings(&items, run)?;
+        let (own, others) = items.split_at(sets[0].rows.len());
+        if own.len().min(others.len()) < 2 {
+            return Err(Error::data(format!("{} needs at least two images in either set", distance.as_str())));
+        }
+        let features = |items: &[Item]| {
+            let values: Vec<f32> = items.iter().flat_map(|item| known[item.sha256].iter().copied()).collect();
+            tch::Tensor::from_slice(&values).view([items.len() as i64, -1])
+        };
+        let of = match distance {
+            SetDistance::FidClip => crate::metrics::frechet_distance,
+            SetDistance::KidClip => crate::metrics::kernel_distance,
+        };
+        let summary = MetricSummary {
+            mean: Some(of(&features(own), &features(others))),
+            ..MetricSummary::of(&[], distance.convention(), &sha256, 0)
+        };
+        Ok((distance.as_str().to_owned(), summary))
+    }
+
+    #[cfg(not(feature = "torch"))]
+    fn distance(&mut self, distance: SetDistance) -> Result<(String, MetricSummary)> {
+        Err(Error::usage(format!("metric `{}` needs libtorch", distance.as_str())))
+    }
+
     /// Within prompts and over the set. A value depends on the whole set, whose hash is therefore part of the convention.
     fn diversity(&mut self) -> Result<Vec<Column>> {
-        let path = self.run.options.diversity_clip().unwrap_or_default().to_owned();
+        let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
         let (run, sha256) = (self.run, self.clip(&path)?.sha256.clone());
         let (items, sets) = (self.items(), self.sets);
         let mut sorted: Vec<String> = items.iter().map(|item| format!("{} {}\n", item.sha256, item.prompt)).collect();
@@ -354,7 +402,8 @@ impl<'a> Scorer<'a> {
                 let scores: Vec<Option<f64>> = scores.collect();
                 scores.iter().any(Option::is_some).then_some(scores)
             };
-            let cached: Option<Vec<_>> = sets.iter().zip(self.hashes).map(|(set, hashes)| cached(set, hashes)).collect();
+            let cached: Option<Vec<_>> =
+                sets.iter().zip(self.hashes).map(|(set, hashes)| cached(set, hashes)).collect();
             let scores = match cached {
                 Some(scores) => scores,
                 None => {

@@ -149,6 +149,9 @@ mod tests {
 
     #[test]
     fn agreement_skips_what_one_side_lacks() {
-        assert_eq!(agreement(&[Some(1.0), None, Some(2.0), Some(3.0)], &[Some(5.0), Some(0.0), Some(6.0), None]), Some(1.0));
+        assert_eq!(
+            agreement(&[Some(1.0), None, Some(2.0), Some(3.0)], &[Some(5.0), Some(0.0), Some(6.0), None]),
+            Some(1.0)
+        );
     }
 }

@@ -4,12 +4,16 @@ mod colour_entropy;
 mod contrast;
 mod diversity;
 mod edge_density;
+mod frechet;
+mod kernel_distance;
 mod saturation;
 
 pub use colour_entropy::colour_entropy;
 pub use contrast::contrast;
 pub use diversity::diversity;
 pub use edge_density::{EDGE_THRESHOLD, edge_density};
+pub use frechet::frechet_distance;
+pub use kernel_distance::kernel_distance;
 pub use saturation::saturation;
 
 use tch::Tensor;
