@@ -54,7 +54,7 @@ impl ImageSet {
     ///
     /// # Errors
     /// Nothing there, no image, an image that is missing or has no caption, two rows of the same prompt and seed (or image), and what
-    /// [`Manifest::read`] refuses.
+    /// [`Manifest::read_seeded`] refuses.
     pub fn read(path: &Path) -> Result<Self> {
         let manifest = if !path.exists() {
             return Err(Error::data(format!("{} does not exist", path.display())));
@@ -71,7 +71,7 @@ impl ImageSet {
             Some(extension) if extension == "parquet" => constants(&manifest)?,
             _ => BTreeMap::new(),
         };
-        Self::numbered(&manifest, Manifest::read(&manifest)?, settings)
+        Self::numbered(&manifest, Manifest::read_seeded(&manifest)?, settings)
     }
 
     fn numbered(path: &Path, manifest: Manifest, settings: BTreeMap<String, String>) -> Result<Self> {

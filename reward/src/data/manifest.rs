@@ -33,21 +33,32 @@ pub struct ManifestRow {
     pub image: u32,
     /// The path as the manifest spells it.
     pub path: String,
-    /// The seed the image was made from, where the manifest has a column `seed`.
+    /// The seed the image was made from, if it was asked for and the manifest has a column `seed`.
     pub seed: Option<i64>,
 }
 
 impl Manifest {
     /// Reads a manifest with the columns `prompt` and `path`; its extension says what it is: `parquet`, `csv` or
-    /// `jsonl`. Relative image paths start at the manifest's own folder. A column `seed` of whole numbers is read too, others are
-    /// ignored.
+    /// `jsonl`. Relative image paths start at the manifest's own folder. Other columns are ignored.
     ///
     /// # Errors
     ///
     /// Another extension, an unreadable file, a missing column, a cell that is null or of another type, an empty path
     /// (rows of parquet count from 0, lines of text from 1), or no row at all.
     pub fn read(file: &Path) -> Result<Self> {
-        let mut reader = Reader::new(file);
+        Self::read_with(file, false)
+    }
+
+    /// Reads the column `seed` too, whole numbers, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_seeded(file: &Path) -> Result<Self> {
+        Self::read_with(file, true)
+    }
+
+    fn read_with(file: &Path, seeds: bool) -> Result<Self> {
+        let mut reader = Reader::new(file, seeds);
         match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("parquet") => reader.parquet()?,
             Some("csv") => reader.csv()?,
@@ -69,14 +80,15 @@ impl Manifest {
 
 struct Reader<'a> {
     file: &'a Path,
+    seeds: bool,
     prompts: DistinctStrings,
     images: DistinctImages,
     rows: Vec<ManifestRow>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(file: &'a Path) -> Self {
-        Self { file, prompts: DistinctStrings::default(), images: DistinctImages::default(), rows: Vec::new() }
+    fn new(file: &'a Path, seeds: bool) -> Self {
+        Self { file, seeds, prompts: DistinctStrings::default(), images: DistinctImages::default(), rows: Vec::new() }
     }
 
     fn add(&mut self, prompt: &str, path: &str, seed: Option<i64>) {
@@ -88,7 +100,7 @@ impl<'a> Reader<'a> {
     fn parquet(&mut self) -> Result<()> {
         let table = Table::open(self.file)?;
         let mut columns = vec![table.require(&["prompt"])?, table.require(&["path"])?];
-        columns.extend(table.require(&["seed"]));
+        columns.extend(table.require(&["seed"]).ok().filter(|_| self.seeds));
         let mut nulls = [NullRows::default(), NullRows::default(), NullRows::default()];
         let mut row = 0;
         for batch in table.batches(&columns, BATCH_ROWS)? {
@@ -124,7 +136,7 @@ impl<'a> Reader<'a> {
                 .position(|column| column == name)
                 .ok_or_else(|| missing_column(self.file.display(), &[name], header.iter()))
         };
-        let (prompt, path, seed) = (place("prompt")?, place("path")?, place("seed").ok());
+        let (prompt, path, seed) = (place("prompt")?, place("path")?, place("seed").ok().filter(|_| self.seeds));
         for record in table.records() {
             let record = record.map_err(wrong)?;
             // Every record has the header's length, or the reader refuses it.
@@ -158,7 +170,7 @@ impl<'a> Reader<'a> {
             if path.is_empty() {
                 return Err(self.wrong_line(number, "`path` is empty"));
             }
-            let seed = object.get("seed").map(|seed| {
+            let seed = object.get("seed").filter(|_| self.seeds).map(|seed| {
                 seed.as_i64().ok_or_else(|| self.wrong_line(number, format!("`seed` is {seed}, wanted a whole number")))
             });
             self.add(prompt, path, seed.transpose()?);
@@ -193,7 +205,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(name);
         fs_err::write(&file, content).unwrap();
-        let error = Manifest::read(&file).unwrap_err();
+        let error = Manifest::read_seeded(&file).unwrap_err();
         let message = error.to_string().replace(&format!("{}/", folder.path().display()), "");
         (message, error.hint_text().unwrap_or_default().to_owned())
     }
