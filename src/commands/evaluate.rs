@@ -6,9 +6,10 @@ use anyhow::Result;
 use reward::{
     Error,
     data::{image::DecodeOptions, image_set::ImageSet, preflight::OnBadImage},
-    eval::{best_of::best_of, comparison::Comparison},
+    eval::comparison::Comparison,
     evaluate::{
-        Evaluation, Options, evaluate,
+        Column, Evaluation, Options, evaluate,
+        metric::MetricName,
         scores::{Cache, write},
         summary::{MetricSummary, agreement, per_prompt},
     },
@@ -112,8 +113,8 @@ fn as_text(evaluation: &Evaluation) -> String {
             ""
         );
     }
-    for column in &evaluation.columns {
-        prompts_as_text(&mut text, &column.label, evaluation, column);
+    for column in evaluation.columns.iter().filter(|column| matches!(column.name, MetricName::Reward(_))) {
+        prompts_as_text(&mut text, evaluation, column);
     }
     for (place, left) in evaluation.columns.iter().enumerate() {
         for right in &evaluation.columns[place + 1..] {
@@ -126,8 +127,8 @@ fn as_text(evaluation: &Evaluation) -> String {
 }
 
 /// The prompts that gain and lose most, and what picking among a prompt's images is worth.
-fn prompts_as_text(text: &mut String, label: &str, evaluation: &Evaluation, column: &reward::evaluate::Column) {
-    let rows = per_prompt(&evaluation.scored_pairs(column));
+fn prompts_as_text(text: &mut String, evaluation: &Evaluation, column: &Column) {
+    let (label, rows) = (&column.label, per_prompt(&evaluation.scored_pairs(column)));
     if rows.len() > 1 {
         let _ = writeln!(text, "\n{label} by prompt (set, baseline, win rate), largest gain first");
     }
@@ -138,13 +139,8 @@ fn prompts_as_text(text: &mut String, label: &str, evaluation: &Evaluation, colu
             let _ = writeln!(text, "  …");
         }
     }
-    for (set, scores) in evaluation.sets.iter().zip(&column.scores) {
-        let scored = set.rows.iter().zip(scores).filter_map(|(row, score)| Some((set.prompt(row), (*score)?)));
-        let (prompts, scores): (Vec<&str>, Vec<f64>) = scored.unzip();
-        let curve = best_of(&prompts, &scores);
-        if curve.len() > 1 {
-            let curve: Vec<String> = curve.iter().map(|score| format!("{score:.5}")).collect();
-            let _ = writeln!(text, "{label} of {}, best of 1, 2, …: {}", set.name, curve.join(" "));
-        }
+    for (set, curve) in evaluation.sets.iter().zip(evaluation.best_of(column)).filter(|(_, curve)| curve.len() > 1) {
+        let curve: Vec<String> = curve.iter().map(|score| format!("{score:.5}")).collect();
+        let _ = writeln!(text, "{label} of {}, best of 1, 2, …: {}", set.name, curve.join(" "));
     }
 }

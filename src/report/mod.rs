@@ -9,7 +9,7 @@ use std::{fmt::Write, path::Path};
 
 use anyhow::Result;
 use reward::{
-    eval::{best_of::best_of, comparison::Comparison},
+    eval::comparison::Comparison,
     evaluate::{
         Evaluation,
         summary::{MetricSummary, agreement, per_prompt},
@@ -158,11 +158,9 @@ fn charts(evaluation: &Evaluation) -> String {
     let comparisons = &evaluation.summary.comparisons;
     let mut figures = if comparisons.is_empty() { String::new() } else { win_rates(comparisons) };
     for column in &evaluation.columns {
-        let curves: Vec<Series> = (evaluation.sets.iter().zip(&column.scores).zip(["set", "base"]))
-            .map(|((set, scores), class)| {
-                let scored = set.rows.iter().zip(scores).filter_map(|(row, score)| Some((set.prompt(row), (*score)?)));
-                let (prompts, scores): (Vec<&str>, Vec<f64>) = scored.unzip();
-                let points = (1..).map(f64::from).zip(best_of(&prompts, &scores)).collect();
+        let curves: Vec<Series> = (evaluation.sets.iter().zip(evaluation.best_of(column)).zip(["set", "base"]))
+            .map(|((set, curve), class)| {
+                let points = (1..).map(f64::from).zip(curve).collect();
                 Series { name: &set.name, class, points }
             })
             .collect();

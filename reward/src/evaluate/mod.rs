@@ -29,7 +29,10 @@ use crate::{
         source::ImageSource,
     },
     device::DeviceName,
-    eval::comparison::{Pair, compare},
+    eval::{
+        best_of::best_of,
+        comparison::{Pair, compare},
+    },
     event::{Event, Observer},
     score::{EmbedOptions, interrupted, spec::RewardName},
     weights::OpenOptions,
@@ -120,6 +123,8 @@ struct Run<'a> {
 /// One metric's scores.
 #[derive(Debug, Clone)]
 pub struct Column {
+    /// What is measured.
+    pub name: MetricName,
     /// The metric's name, with its path if the name alone is not unique.
     pub label: String,
     /// What the numbers are.
@@ -202,6 +207,19 @@ impl Evaluation<'_> {
         rows
     }
 
+    /// What picking the best of n images of a prompt is worth, for each set, by a learned score; by others it means nothing.
+    pub fn best_of(&self, column: &Column) -> Vec<Vec<f64>> {
+        if !matches!(column.name, MetricName::Reward(_)) {
+            return Vec::new();
+        }
+        let curve = |(set, scores): (&&ImageSet, &Vec<Option<f64>>)| {
+            let scored = set.rows.iter().zip(scores).filter_map(|(row, score)| Some((set.prompt(row), (*score)?)));
+            let (prompts, scores): (Vec<&str>, Vec<f64>) = scored.unzip();
+            best_of(&prompts, &scores)
+        };
+        self.sets.iter().zip(&column.scores).map(curve).collect()
+    }
+
     /// The pairs that have both scores by this metric; none without a baseline.
     pub fn scored_pairs(&self, column: &Column) -> Vec<Pair<'_>> {
         scored_pairs(&self.sets, column, self.pairs.as_ref())
@@ -260,7 +278,7 @@ impl<'a> Scorer<'a> {
             MetricName::SetDistance(_) => Ok(Vec::new()),
             MetricName::Pixels(measure) => {
                 let compute = |scorer: &mut Self, items: &[Item]| scorer.pixels(measure, items);
-                Ok(vec![self.column(label, measure.convention().to_owned(), String::new(), compute)?])
+                Ok(vec![self.column(spec.name, label, measure.convention().to_owned(), String::new(), compute)?])
             }
             MetricName::Reward(RewardName::SocialReward) => {
                 let clip = self.clip(path)?;
@@ -270,7 +288,7 @@ impl<'a> Scorer<'a> {
                     let run = scorer.run;
                     scorer.clip(path)?.scores(items, run)
                 };
-                Ok(vec![self.column(label, convention, sha256, compute)?])
+                Ok(vec![self.column(spec.name, label, convention, sha256, compute)?])
             }
         }
     }
@@ -303,6 +321,7 @@ impl<'a> Scorer<'a> {
     /// Scores of all rows, from the cache where it has them; `compute` gives those of the distinct (prompt, image) left.
     fn column(
         &mut self,
+        name: MetricName,
         label: String,
         convention: String,
         checkpoint_sha256: String,
@@ -337,7 +356,7 @@ impl<'a> Scorer<'a> {
         }
         let mut all = items.iter().map(|item| known[&(item.prompt, item.sha256)]);
         let scores = self.sets.iter().map(|set| all.by_ref().take(set.rows.len()).collect()).collect();
-        Ok(Column { label, convention, checkpoint_sha256, scores })
+        Ok(Column { name, label, convention, checkpoint_sha256, scores })
     }
 
     #[cfg(feature = "torch")]
@@ -420,7 +439,7 @@ impl<'a> Scorer<'a> {
                 }
             };
             let (label, checkpoint_sha256) = (label.to_owned(), sha256.clone());
-            columns.push(Column { label, convention, checkpoint_sha256, scores });
+            columns.push(Column { name: MetricName::Diversity, label, convention, checkpoint_sha256, scores });
         }
         if columns[0].scores.iter().flatten().all(Option::is_none) {
             run.observer.event(&Event::Warning("no prompt has two images: diversity within prompts is unknown"));
