@@ -1,8 +1,11 @@
 //! A CLIP that metrics share: loaded when first needed, each image embedded once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
-use super::{Item, Run, checkpoint_sha256};
+use super::{Item, Run, sha256};
 use crate::{
     Result,
     clip::{
@@ -111,4 +114,18 @@ impl SharedClip {
         };
         Ok(&**slot.insert(loaded))
     }
+}
+
+/// Of the weights file; of several, of what `sha256sum` would print in their folder; of random weights, of name and seed.
+fn checkpoint_sha256(name: &str, files: &[&Path], seed: u64) -> Result<String> {
+    if let [file] = files {
+        return sha256::of_file(file);
+    }
+    let mut listing = BTreeMap::new();
+    for file in files {
+        listing.insert(file.file_name().unwrap_or_default(), sha256::of_file(file)?);
+    }
+    let lines = listing.iter().map(|(name, sha256)| format!("{sha256}  {}\n", name.display()));
+    let text = if files.is_empty() { format!("{name} seed {seed}") } else { lines.collect() };
+    Ok(sha256::of_bytes(text.as_bytes()))
 }

@@ -5,20 +5,17 @@ mod diversity;
 pub mod metric;
 #[cfg(feature = "torch")]
 mod pixels;
+mod scorer;
 pub mod scores;
 pub mod sha256;
 pub mod summary;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-    sync::atomic::AtomicBool,
-};
+use std::{collections::HashMap, sync::atomic::AtomicBool};
 
 use self::{
-    clip::SharedClip,
-    metric::{MetricName, MetricSpec, PixelMeasure, SetDistance},
-    scores::{Cache, Key, ScoreRow},
+    metric::{MetricName, MetricSpec},
+    scorer::Scorer,
+    scores::{Cache, ScoreRow},
     summary::{MetricSummary, SetSummary, Summary},
 };
 use crate::{
@@ -257,197 +254,6 @@ fn summary(sets: &[&ImageSet], columns: &[Column], pairs: Option<&Pairs>, seed: 
     Summary { sets: sets.iter().enumerate().map(of_set).collect(), comparisons: comparisons.collect() }
 }
 
-/// Turns a metric's name into scores.
-struct Scorer<'a> {
-    run: &'a Run<'a>,
-    sets: &'a [&'a ImageSet],
-    hashes: &'a [Vec<String>],
-    cache: &'a Cache,
-    clips: HashMap<String, SharedClip>,
-    computed: usize,
-}
-
-impl<'a> Scorer<'a> {
-    /// The columns a metric gives: one, but diversity has one within prompts and one over the set.
-    fn columns(&mut self, spec: &MetricSpec) -> Result<Vec<Column>> {
-        let path = spec.path.as_deref().unwrap_or_default();
-        let namesakes = self.run.options.metrics.iter().filter(|other| other.name == spec.name).count();
-        let label = if namesakes > 1 { spec.to_string() } else { spec.name.as_str().to_owned() };
-        match spec.name {
-            MetricName::Diversity => self.diversity(),
-            MetricName::SetDistance(_) => Ok(Vec::new()),
-            MetricName::Pixels(measure) => {
-                let compute = |scorer: &mut Self, items: &[Item]| scorer.pixels(measure, items);
-                Ok(vec![self.column(spec.name, label, measure.convention().to_owned(), String::new(), compute)?])
-            }
-            MetricName::Reward(RewardName::SocialReward) => {
-                let clip = self.clip(path)?;
-                let convention = format!("cosine of unit CLIP embeddings ({}), -1..1", clip.activation());
-                let sha256 = clip.sha256.clone();
-                let compute = |scorer: &mut Self, items: &[Item]| {
-                    let run = scorer.run;
-                    scorer.clip(path)?.scores(items, run)
-                };
-                Ok(vec![self.column(spec.name, label, convention, sha256, compute)?])
-            }
-        }
-    }
-
-    /// A checkpoint is opened once.
-    fn clip(&mut self, path: &str) -> Result<&mut SharedClip> {
-        if !self.clips.contains_key(path) {
-            let options = self.run.options;
-            let wanted = options.metrics.iter().any(|spec| spec.name.wants_clip());
-            let keep = wanted && options.embedding_clip() == Some(path);
-            self.clips.insert(path.to_owned(), SharedClip::open(path, keep, self.run)?);
-        }
-        self.clips.get_mut(path).ok_or_else(|| Error::data(format!("{path}: not open")))
-    }
-
-    fn items(&self) -> Vec<Item<'a>> {
-        let (sets, hashes) = (self.sets, self.hashes);
-        let of_set = |(set, hashes): (&&'a ImageSet, &'a Vec<String>)| {
-            let (set, rows): (&'a ImageSet, _) = (set, set.rows.iter().zip(hashes));
-            rows.map(move |(row, sha256)| Item {
-                prompt: set.prompt(row),
-                image: &set.images[row.image as usize],
-                sha256,
-            })
-            .collect::<Vec<_>>()
-        };
-        sets.iter().zip(hashes).flat_map(of_set).collect()
-    }
-
-    /// Scores of all rows, from the cache where it has them; `compute` gives those of the distinct (prompt, image) left.
-    fn column(
-        &mut self,
-        name: MetricName,
-        label: String,
-        convention: String,
-        checkpoint_sha256: String,
-        compute: impl FnOnce(&mut Self, &[Item]) -> Result<Vec<Option<f64>>>,
-    ) -> Result<Column> {
-        let items = self.items();
-        let key = |item: &Item| -> Key {
-            [item.prompt, &label, &convention, item.sha256, &checkpoint_sha256].map(str::to_owned)
-        };
-        let mut known: HashMap<(&str, &str), Option<f64>> = HashMap::new();
-        let mut missing = Vec::new();
-        for item in &items {
-            known.entry((item.prompt, item.sha256)).or_insert_with(|| {
-                let cached = self.cache.get(&key(item));
-                if cached.is_none() {
-                    missing.push(*item);
-                }
-                cached
-            });
-        }
-        if !missing.is_empty() {
-            let computed = compute(self, &missing)?;
-            self.computed += missing.len();
-            known.extend(missing.iter().map(|item| (item.prompt, item.sha256)).zip(computed));
-        }
-        if let Some((item, score)) = items
-            .iter()
-            .find_map(|item| Some((item, known[&(item.prompt, item.sha256)].filter(|score| !score.is_finite())?)))
-        {
-            return Err(Error::data(format!("{label} of {} is {score}: wanted a finite score", item.image.label()))
-                .hint("the model's weights may hold NaN, as after a training run that diverged"));
-        }
-        let mut all = items.iter().map(|item| known[&(item.prompt, item.sha256)]);
-        let scores = self.sets.iter().map(|set| all.by_ref().take(set.rows.len()).collect()).collect();
-        Ok(Column { name, label, convention, checkpoint_sha256, scores })
-    }
-
-    #[cfg(feature = "torch")]
-    fn pixels(&self, measure: PixelMeasure, items: &[Item]) -> Result<Vec<Option<f64>>> {
-        pixels::measured(measure, items, self.run)
-    }
-
-    #[cfg(not(feature = "torch"))]
-    fn pixels(&self, measure: PixelMeasure, _: &[Item]) -> Result<Vec<Option<f64>>> {
-        Err(Error::usage(format!("metric `{}` needs libtorch", measure.as_str())))
-    }
-
-    /// The distance of the set from the baseline, as the set's metric.
-    #[cfg(feature = "torch")]
-    fn distance(&mut self, distance: SetDistance) -> Result<(String, MetricSummary)> {
-        let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
-        let (run, items, sets) = (self.run, self.items(), self.sets);
-        let clip = self.clip(&path)?;
-        let sha256 = clip.sha256.clone();
-        let known = clip.embeddings(&items, run)?;
-        let (own, others) = items.split_at(sets[0].rows.len());
-        if own.len().min(others.len()) < 2 {
-            return Err(Error::data(format!("{} needs at least two images in either set", distance.as_str())));
-        }
-        let features = |items: &[Item]| {
-            let values: Vec<f32> = items.iter().flat_map(|item| known[item.sha256].iter().copied()).collect();
-            tch::Tensor::from_slice(&values).view([items.len() as i64, -1])
-        };
-        let of = match distance {
-            SetDistance::FidClip => crate::metrics::frechet_distance,
-            SetDistance::KidClip => crate::metrics::kernel_distance,
-        };
-        let summary = MetricSummary {
-            mean: Some(of(&features(own), &features(others))),
-            ..MetricSummary::of(&[], distance.convention(), &sha256, 0)
-        };
-        Ok((distance.as_str().to_owned(), summary))
-    }
-
-    #[cfg(not(feature = "torch"))]
-    fn distance(&mut self, distance: SetDistance) -> Result<(String, MetricSummary)> {
-        Err(Error::usage(format!("metric `{}` needs libtorch", distance.as_str())))
-    }
-
-    /// Within prompts and over the set. A value depends on the whole set, whose hash is therefore part of the convention.
-    fn diversity(&mut self) -> Result<Vec<Column>> {
-        let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
-        let (run, sha256) = (self.run, self.clip(&path)?.sha256.clone());
-        let (items, sets) = (self.items(), self.sets);
-        let mut sorted: Vec<String> = items.iter().map(|item| format!("{} {}\n", item.sha256, item.prompt)).collect();
-        sorted.sort_unstable();
-        let images = &sha256::of_bytes(sorted.concat().as_bytes())[..8];
-        let mut columns = Vec::new();
-        for (label, others) in [("diversity", "the prompt's"), ("diversity-set", "the set's")] {
-            let convention = format!("mean 1 - cosine to {others} other images, 0..2 (images {images})");
-            let cached = |set: &ImageSet, hashes: &[String]| -> Option<Vec<Option<f64>>> {
-                let rows = set.rows.iter().zip(hashes);
-                let scores = rows.map(|(row, image)| {
-                    let key = [set.prompt(row), label, &convention, image, &sha256].map(str::to_owned);
-                    self.cache.get(&key)
-                });
-                let scores: Vec<Option<f64>> = scores.collect();
-                scores.iter().any(Option::is_some).then_some(scores)
-            };
-            let cached: Option<Vec<_>> =
-                sets.iter().zip(self.hashes).map(|(set, hashes)| cached(set, hashes)).collect();
-            let scores = match cached {
-                Some(scores) => scores,
-                None => {
-                    self.computed += items.len();
-                    let known = self.clip(&path)?.embeddings(&items, run)?;
-                    let mut rest = items.iter();
-                    let mut of_set = |set: &&ImageSet| {
-                        let own: Vec<&Item> = rest.by_ref().take(set.rows.len()).collect();
-                        let embeddings: Vec<&[f32]> = own.iter().map(|item| &known[item.sha256][..]).collect();
-                        let group = |item: &&Item<'a>| if label == "diversity" { item.prompt } else { "" };
-                        diversity::distances(&own.iter().map(group).collect::<Vec<_>>(), &embeddings)
-                    };
-                    sets.iter().map(&mut of_set).collect()
-                }
-            };
-            let (label, checkpoint_sha256) = (label.to_owned(), sha256.clone());
-            columns.push(Column { name: MetricName::Diversity, label, convention, checkpoint_sha256, scores });
-        }
-        if columns[0].scores.iter().flatten().all(Option::is_none) {
-            run.observer.event(&Event::Warning("no prompt has two images: diversity within prompts is unknown"));
-        }
-        Ok(columns)
-    }
-}
-
 /// Hashes of the images of all rows; a file is read once.
 fn row_hashes(set: &ImageSet, run: &Run) -> Result<Vec<String>> {
     let hash = |image: &ImageSource| match image {
@@ -459,18 +265,4 @@ fn row_hashes(set: &ImageSet, run: &Run) -> Result<Vec<String>> {
         hashes.map(|hash| interrupted(run.stop).and(hash)).collect::<Result<_>>()
     })?;
     Ok(set.rows.iter().map(|row| hashes[row.image as usize].clone()).collect())
-}
-
-/// Of the weights file; of several, of what `sha256sum` would print in their folder; of random weights, of name and seed.
-fn checkpoint_sha256(name: &str, files: &[&Path], seed: u64) -> Result<String> {
-    if let [file] = files {
-        return sha256::of_file(file);
-    }
-    let mut listing = BTreeMap::new();
-    for file in files {
-        listing.insert(file.file_name().unwrap_or_default(), sha256::of_file(file)?);
-    }
-    let lines = listing.iter().map(|(name, sha256)| format!("{sha256}  {}\n", name.display()));
-    let text = if files.is_empty() { format!("{name} seed {seed}") } else { lines.collect() };
-    Ok(sha256::of_bytes(text.as_bytes()))
 }
