@@ -7,6 +7,7 @@ mod cuda;
 mod demo;
 mod failure;
 mod progress;
+mod report;
 mod settings;
 mod signals;
 
@@ -41,6 +42,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             DiffusionCommand::Export(arguments) => commands::diffusion::export::run(&arguments),
             DiffusionCommand::Verify(arguments) => commands::diffusion::verify::run(&arguments),
         },
+        Command::Evaluate(arguments) => commands::evaluate::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
     }

@@ -17,6 +17,7 @@ fn help_of_every_command_works_and_shows_examples() {
         ("diffusion finetune", "social-reward diffusion finetune --config configs/finetune/social-reward-sd21.toml"),
         ("diffusion export", "social-reward diffusion export --lora pytorch_lora_weights.safetensors --format kohya"),
         ("diffusion verify", "social-reward diffusion verify --model stable-diffusion-2-1-base"),
+        ("evaluate", "social-reward evaluate --images tuned/images.parquet --baseline base/images.parquet"),
         ("demo", "--data-only"),
         ("doctor", "--json"),
     ] {

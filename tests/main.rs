@@ -18,6 +18,7 @@ mod diffusion_generate;
 mod diffusion_interrupted;
 #[cfg(feature = "torch")]
 mod diffusion_models;
+mod evaluate;
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build does not train"))]
 mod harness;
 mod help;

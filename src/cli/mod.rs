@@ -1,6 +1,7 @@
 //! The command line as it is typed. Flags are kebab-case and also accept the seed's underscores.
 
 mod diffusion;
+mod evaluate;
 mod finetune;
 mod reward;
 
@@ -9,12 +10,13 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use diffusion::{DiffusionCommand, DiffusionExportArgs, GenerateArgs, VerifyArgs};
+pub(crate) use evaluate::EvaluateArgs;
 pub(crate) use finetune::FinetuneArgs;
 pub(crate) use reward::{
     CommonArgs, ExportArgs, ExportFormat, ImageArgs, RewardCommand, ScoreArgs, TrainArgs, ValidateArgs,
 };
 
-/// Train the Social Reward CLIP on triplets, score images with it, and generate images with Stable Diffusion.
+/// Train the Social Reward CLIP on triplets, tune Stable Diffusion against it, and judge the images that come out.
 #[derive(Parser)]
 #[command(name = "social-reward", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(
@@ -33,6 +35,8 @@ pub(crate) enum Command {
     /// Stable Diffusion: fine-tune against a reward, generate images, check a model, export it
     #[command(subcommand)]
     Diffusion(Box<DiffusionCommand>),
+    /// Judge generated images by several metrics, alone or against a baseline; write a report
+    Evaluate(Box<EvaluateArgs>),
     /// Train and validate a small CLIP on a generated picture world, on a CPU, in minutes
     Demo(DemoArgs),
     /// What this machine has: libtorch, CUDA, memory, decoders; what is missing and how to get it

@@ -2,6 +2,7 @@
 
 pub(crate) mod diffusion;
 pub(crate) mod doctor;
+pub(crate) mod evaluate;
 pub(crate) mod export;
 pub(crate) mod score;
 pub(crate) mod train;

@@ -80,7 +80,12 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
 }
 
 fn of_images(prompt: &str, images: &[String]) -> Manifest {
-    let row = |(image, path): (usize, &String)| ManifestRow { prompt: 0, image: image as u32, path: path.clone() };
+    let row = |(image, path): (usize, &String)| ManifestRow {
+        prompt: 0,
+        image: image as u32,
+        path: path.clone(),
+        seed: None,
+    };
     Manifest {
         prompts: vec![prompt.to_owned()],
         images: images.iter().map(|path| ImageSource::File(path.into())).collect(),

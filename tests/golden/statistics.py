@@ -5,7 +5,7 @@ python tests/golden/statistics.py
 """
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import roc_auc_score
 
 for wins, pairs in [(7, 10), (0, 5), (5, 5), (697, 1000)]:
@@ -32,3 +32,7 @@ clusters = [outcomes[prompts == prompt] for prompt in np.unique(prompts)]
 wins, counts = np.array([c.sum() for c in clusters]), np.array([len(c) for c in clusters])
 chosen = generator.integers(len(clusters), size=(200_000, len(clusters)))
 print("bootstrap", len(clusters), np.percentile(wins[chosen].sum(1) / counts[chosen].sum(1), [2.5, 97.5]))
+
+for wins, pairs in [(7, 10), (0, 5), (3, 3), (50, 100), (61, 100), (231, 400), (1200, 2300)]:
+    print("sign test", wins, pairs, repr(float(binomtest(wins, pairs).pvalue)))
+print("spearman", spearmanr([1, 2, 2, 3.5, 5, 4, 0.5, 2], [0.3, 0.9, 0.7, 0.7, 1.2, 1.1, 0.4, 0.1]).statistic)

@@ -44,6 +44,16 @@ pub fn load(bytes: &[u8], label: &str, size: u32, options: &DecodeOptions) -> Re
 pub fn preprocess(picture: &Picture, size: u32) -> Vec<u8> {
     let short = picture.width().min(picture.height());
     let [columns, rows] = [picture.width(), picture.height()].map(|side| Side::new(side, short, size));
+    cropped(picture, columns, rows)
+}
+
+/// RGB bytes, row by row, height × width × 3: the picture as it is. Not for pictures decoded at a fraction of their size.
+pub fn rgb(picture: &Picture) -> Vec<u8> {
+    let whole = |full| Side { full, resized: u64::from(full), offset: 0, size: full };
+    cropped(picture, whole(picture.width()), whole(picture.height()))
+}
+
+fn cropped(picture: &Picture, columns: Side, rows: Side) -> Vec<u8> {
     match picture.mode {
         Mode::Bilevel => grey_to_rgb(nearest(&picture.pixels, columns, rows)),
         Mode::Palette => nearest(&picture.pixels, columns, rows),

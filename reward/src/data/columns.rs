@@ -1,18 +1,24 @@
 //! Columns of parquet files, read batch by batch; every failure names the file, the column and what was wanted.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow_array::cast::AsArray;
-use arrow_array::{Array, BinaryArray, RecordBatch, StringArray};
+use arrow_array::types::Int64Type;
+use arrow_array::{Array, ArrowPrimitiveType, BinaryArray, Int64Array, RecordBatch, StringArray};
+use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
 use super::source::not_opened;
 use crate::error::did_you_mean;
 use crate::{Error, Result};
+
+/// Rows held at a time while columns are compared.
+const CONSTANT_ROWS: usize = 4096;
 
 /// The files that paths and globs name: in the order given, those of a glob by name.
 pub(crate) fn expand(patterns: &[String]) -> Result<Vec<PathBuf>> {
@@ -102,6 +108,42 @@ fn guarded<T, E: Display>(path: &Path, step: impl FnOnce() -> Result<T, E>) -> R
 pub(crate) fn strings<'a>(path: &Path, batch: &'a RecordBatch, name: &str) -> Result<&'a StringArray> {
     let column = &batch[name];
     column.as_string_opt().ok_or_else(|| wrong_type(path, name, column, "strings"))
+}
+
+/// The column `name` as whole numbers.
+pub(crate) fn whole_numbers(path: &Path, batch: &RecordBatch, name: &str) -> Result<Int64Array> {
+    let column = &batch[name];
+    let wrong = || wrong_type(path, name, column, "whole numbers");
+    if !column.data_type().is_integer() {
+        return Err(wrong());
+    }
+    let cast = arrow_cast::cast(column, &Int64Type::DATA_TYPE).map_err(|_| wrong())?;
+    cast.as_primitive_opt::<Int64Type>().cloned().ok_or_else(wrong)
+}
+
+/// The columns, but for `prompt` and `path`, whose cells are all the same, with that value.
+pub(crate) fn constants(path: &Path) -> Result<BTreeMap<String, String>> {
+    let table = Table::open(path)?;
+    let names: Vec<String> = table.builder.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| !["prompt", "path"].contains(name)).collect();
+    let mut found: BTreeMap<String, Option<String>> = BTreeMap::new();
+    let mut varying = BTreeSet::new();
+    for batch in table.batches(&names, CONSTANT_ROWS)? {
+        let batch = batch?;
+        for name in &names {
+            let options = FormatOptions::default();
+            let Ok(cells) = ArrayFormatter::try_new(&batch[*name], &options) else { continue };
+            for row in 0..batch.num_rows() {
+                let cell = cells.value(row).try_to_string().ok();
+                if *found.entry((*name).to_owned()).or_insert_with(|| cell.clone()) != cell {
+                    varying.insert(*name);
+                    break;
+                }
+            }
+        }
+    }
+    let constant = found.into_iter().filter(|(name, _)| !varying.contains(name.as_str()));
+    Ok(constant.filter_map(|(name, value)| Some((name, value?))).filter(|(_, value)| !value.is_empty()).collect())
 }
 
 /// A column of images: paths, bytes, or Hugging Face's `{bytes, path}`.

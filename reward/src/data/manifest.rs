@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use arrow_array::Array;
 use serde_json::{Map, Value};
 
-use super::columns::{NullRows, Table, missing_column, strings};
+use super::columns::{NullRows, Table, missing_column, strings, whole_numbers};
 use super::distinct::{DistinctImages, DistinctStrings};
 use super::source::{ImageSource, not_opened};
 use crate::{Error, Result};
@@ -32,6 +33,8 @@ pub struct ManifestRow {
     pub image: u32,
     /// The path as the manifest spells it.
     pub path: String,
+    /// The seed the image was made from, if it was asked for and the manifest has a column `seed`.
+    pub seed: Option<i64>,
 }
 
 impl Manifest {
@@ -40,10 +43,22 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// Another extension, an unreadable file, a missing column, a cell that is null or not a string, an empty path
+    /// Another extension, an unreadable file, a missing column, a cell that is null or of another type, an empty path
     /// (rows of parquet count from 0, lines of text from 1), or no row at all.
     pub fn read(file: &Path) -> Result<Self> {
-        let mut reader = Reader::new(file);
+        Self::read_with(file, false)
+    }
+
+    /// Reads the column `seed` too, whole numbers, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_seeded(file: &Path) -> Result<Self> {
+        Self::read_with(file, true)
+    }
+
+    fn read_with(file: &Path, seeds: bool) -> Result<Self> {
+        let mut reader = Reader::new(file, seeds);
         match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("parquet") => reader.parquet()?,
             Some("csv") => reader.csv()?,
@@ -65,36 +80,41 @@ impl Manifest {
 
 struct Reader<'a> {
     file: &'a Path,
+    seeds: bool,
     prompts: DistinctStrings,
     images: DistinctImages,
     rows: Vec<ManifestRow>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(file: &'a Path) -> Self {
-        Self { file, prompts: DistinctStrings::default(), images: DistinctImages::default(), rows: Vec::new() }
+    fn new(file: &'a Path, seeds: bool) -> Self {
+        Self { file, seeds, prompts: DistinctStrings::default(), images: DistinctImages::default(), rows: Vec::new() }
     }
 
-    fn add(&mut self, prompt: &str, path: &str) {
+    fn add(&mut self, prompt: &str, path: &str, seed: Option<i64>) {
         let prompt = self.prompts.index(prompt);
         let image = self.images.file(self.file.parent().unwrap_or(Path::new("")), path);
-        self.rows.push(ManifestRow { prompt, image, path: path.to_owned() });
+        self.rows.push(ManifestRow { prompt, image, path: path.to_owned(), seed });
     }
 
     fn parquet(&mut self) -> Result<()> {
         let table = Table::open(self.file)?;
-        let columns = [table.require(&["prompt"])?, table.require(&["path"])?];
-        let mut nulls = [NullRows::default(), NullRows::default()];
+        let mut columns = vec![table.require(&["prompt"])?, table.require(&["path"])?];
+        columns.extend(table.require(&["seed"]).ok().filter(|_| self.seeds));
+        let mut nulls = [NullRows::default(), NullRows::default(), NullRows::default()];
         let mut row = 0;
         for batch in table.batches(&columns, BATCH_ROWS)? {
             let batch = batch?;
             let (prompts, paths) = (strings(self.file, &batch, "prompt")?, strings(self.file, &batch, "path")?);
-            for (prompt, path) in prompts.iter().zip(paths) {
+            let seeds = columns.get(2).map(|name| whole_numbers(self.file, &batch, name)).transpose()?;
+            for (index, (prompt, path)) in prompts.iter().zip(paths).enumerate() {
                 let path = path.filter(|path| !path.is_empty());
+                let seed = seeds.as_ref().map(|seeds| seeds.is_valid(index).then(|| seeds.value(index)));
                 if let (Some(prompt), Some(path)) = (prompt, path) {
-                    self.add(prompt, path);
+                    self.add(prompt, path, seed.flatten());
                 }
-                for (empty, nulls) in [prompt.is_none(), path.is_none()].into_iter().zip(&mut nulls) {
+                let empty = [prompt.is_none(), path.is_none(), seed == Some(None)];
+                for (empty, nulls) in empty.into_iter().zip(&mut nulls) {
                     if empty {
                         nulls.add(row);
                     }
@@ -116,15 +136,19 @@ impl<'a> Reader<'a> {
                 .position(|column| column == name)
                 .ok_or_else(|| missing_column(self.file.display(), &[name], header.iter()))
         };
-        let (prompt, path) = (place("prompt")?, place("path")?);
+        let (prompt, path, seed) = (place("prompt")?, place("path")?, place("seed").ok().filter(|_| self.seeds));
         for record in table.records() {
             let record = record.map_err(wrong)?;
             // Every record has the header's length, or the reader refuses it.
+            let line = record.position().map_or(0, csv::Position::line);
             if record[path].is_empty() {
-                let line = record.position().map_or(0, csv::Position::line);
                 return Err(self.wrong_line(line, "`path` is empty"));
             }
-            self.add(&record[prompt], &record[path]);
+            let seed = seed.map(|seed| {
+                let what = |_| self.wrong_line(line, format!("`seed` is \"{}\", wanted a whole number", &record[seed]));
+                record[seed].parse().map_err(what)
+            });
+            self.add(&record[prompt], &record[path], seed.transpose()?);
         }
         Ok(())
     }
@@ -146,7 +170,10 @@ impl<'a> Reader<'a> {
             if path.is_empty() {
                 return Err(self.wrong_line(number, "`path` is empty"));
             }
-            self.add(prompt, path);
+            let seed = object.get("seed").filter(|_| self.seeds).map(|seed| {
+                seed.as_i64().ok_or_else(|| self.wrong_line(number, format!("`seed` is {seed}, wanted a whole number")))
+            });
+            self.add(prompt, path, seed.transpose()?);
         }
         Ok(())
     }
@@ -167,7 +194,7 @@ mod tests {
         for name in ["manifest.parquet", "manifest.csv", "manifest_excel.csv", "manifest.jsonl"] {
             let manifest = Manifest::read(&Path::new(TABLES).join(name)).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(manifest.prompts, ["a red fox", "she said \"hi\", twice"], "{name}");
-            let row = |prompt, image, path: &str| ManifestRow { prompt, image, path: path.to_owned() };
+            let row = |prompt, image, path: &str| ManifestRow { prompt, image, path: path.to_owned(), seed: None };
             assert_eq!(manifest.rows, [row(0, 0, "a.png"), row(1, 1, "sub/b.png"), row(0, 0, "a.png")], "{name}");
             assert_eq!(manifest.images[1].label(), format!("{TABLES}/sub/b.png"), "{name}");
         }
@@ -178,7 +205,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(name);
         fs_err::write(&file, content).unwrap();
-        let error = Manifest::read(&file).unwrap_err();
+        let error = Manifest::read_seeded(&file).unwrap_err();
         let message = error.to_string().replace(&format!("{}/", folder.path().display()), "");
         (message, error.hint_text().unwrap_or_default().to_owned())
     }
@@ -193,6 +220,8 @@ mod tests {
         assert!(ragged.starts_with("m.csv: CSV error: record 2 (line: 3, "), "{ragged}");
         let latin = refused("m.csv", b"prompt,path\nF\xfcchse,b\n").0;
         assert!(latin.contains("(line 2, ") && latin.contains("UTF-8"), "{latin}");
+        let seed = refused("m.csv", "prompt,path,seed\na,b,7\na,c,-x\n").0;
+        assert_eq!(seed, "m.csv line 3: `seed` is \"-x\", wanted a whole number");
         assert_eq!(refused("m.csv", "prompt,path\n").0, "no rows in m.csv");
         assert_eq!(refused("m.csv", "").0, "m.csv has no column `prompt` (it has: )");
     }
@@ -206,6 +235,7 @@ mod tests {
             (r#"{"prompt": 7, "path": "b"}"#, "m.jsonl line 3: `prompt` is 7, wanted a string"),
             (r#"{"prompt": "a", "file": "b"}"#, "m.jsonl line 3 has no column `path` (it has: prompt, file)"),
             (r#"{"prompt": "a", "path": ""}"#, "m.jsonl line 3: `path` is empty"),
+            (r#"{"prompt": "a", "path": "b", "seed": 1.5}"#, "m.jsonl line 3: `seed` is 1.5, wanted a whole number"),
             ("[]", "m.jsonl line 3: invalid type: sequence, expected a map at line 1 column 0"),
         ] {
             assert_eq!(refused("m.jsonl", format!("{good}\n\n{bad}\n")).0, wanted);

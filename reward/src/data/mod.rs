@@ -1,8 +1,9 @@
 //! From files to triplets: parquet rows, manifests, preflight, image decoding, worker threads.
 
-mod columns;
+pub(crate) mod columns;
 mod distinct;
 pub mod image;
+pub mod image_set;
 pub mod loader;
 pub mod manifest;
 pub mod preflight;

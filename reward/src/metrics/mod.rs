@@ -9,8 +9,10 @@ mod colour_entropy;
 mod contrast;
 mod diversity;
 mod edge_density;
+mod frechet;
 pub mod hps;
 pub mod image_reward;
+mod kernel_distance;
 pub mod pick_score;
 mod saturation;
 
@@ -18,6 +20,8 @@ pub use colour_entropy::colour_entropy;
 pub use contrast::contrast;
 pub use diversity::diversity;
 pub use edge_density::{EDGE_THRESHOLD, edge_density};
+pub use frechet::frechet_distance;
+pub use kernel_distance::kernel_distance;
 pub use saturation::saturation;
 
 use tch::Tensor;

@@ -82,20 +82,55 @@ pub fn embed(
     stop: &AtomicBool,
 ) -> Result<Table> {
     let mut table = Table::new(images.len(), prompts.len());
+    embed_prompts(engine, prompts, options, observer, stop, |indexes, embeddings| {
+        table.set_prompts(indexes, &embeddings);
+    })?;
+    let all: Vec<&ImageSource> = images.iter().collect();
+    embed_images(engine, &all, options, observer, stop, |indexes, embeddings| table.set_images(indexes, &embeddings))?;
+    Ok(table)
+}
+
+/// Embeds prompts, a pass at a time, and hands on indexes and unit embeddings.
+///
+/// # Errors
+/// The engine fails, or `stop` was set.
+pub fn embed_prompts(
+    engine: &dyn Engine,
+    prompts: &[Tokens],
+    options: &EmbedOptions,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+    mut each: impl FnMut(&[u32], Vec<Vec<f32>>),
+) -> Result<()> {
     // Prompts of like length share a pass: text is cut at the longest.
     let mut by_length: Vec<u32> = (0..prompts.len() as u32).collect();
     by_length.sort_by_key(|prompt| prompts[*prompt as usize].ids.len());
     for (pass, chunk) in by_length.chunks(options.batch_size).enumerate() {
         interrupted(stop)?;
         let tokens: Vec<&Tokens> = chunk.iter().map(|prompt| &prompts[*prompt as usize]).collect();
-        table.set_prompts(chunk, &engine.texts(&tokens)?);
+        each(chunk, engine.texts(&tokens)?);
         let done = (pass + 1).saturating_mul(options.batch_size).min(prompts.len());
         observer.event(&Event::Progress { phase: "prompts", done, total: prompts.len() });
     }
+    Ok(())
+}
+
+/// Embeds images, a pass at a time, and hands on indexes and unit embeddings; images that could not be read are left out.
+///
+/// # Errors
+/// As those of [`embed`].
+pub fn embed_images(
+    engine: &dyn Engine,
+    images: &[&ImageSource],
+    options: &EmbedOptions,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+    mut each: impl FnMut(&[u32], Vec<Vec<f32>>),
+) -> Result<()> {
     let size = engine.config().image_size as u32;
     let truncated = AtomicUsize::new(0);
     let load = |index: u32| -> Result<Vec<u8>> {
-        let source = &images[index as usize];
+        let source = images[index as usize];
         let loaded = preprocess::load(&source.read()?, &source.label(), size, &options.decode)?;
         truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
         Ok(loaded.pixels)
@@ -121,7 +156,7 @@ pub fn embed(
             }
             if !pictures.is_empty() {
                 let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-                table.set_images(&indexes, &engine.images(&pictures)?);
+                each(&indexes, engine.images(&pictures)?);
             }
             observer.event(&Event::Progress { phase: "images", done: pass.end, total: images.len() });
         }
@@ -131,13 +166,13 @@ pub fn embed(
     if truncated > 0 {
         observer.event(&Event::Warning(&format!("{truncated} truncated image(s) were decoded as far as they went")));
     }
-    Ok(table)
+    Ok(())
 }
 
-fn passes(count: usize, batch_size: usize) -> Vec<Range<usize>> {
+pub(crate) fn passes(count: usize, batch_size: usize) -> Vec<Range<usize>> {
     (0..count).step_by(batch_size).map(|start| start..count.min(start + batch_size)).collect()
 }
 
-fn interrupted(stop: &AtomicBool) -> Result<()> {
+pub(crate) fn interrupted(stop: &AtomicBool) -> Result<()> {
     if stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
 }

@@ -1,0 +1,271 @@
+//! Judging sets of generated images: scores by several metrics, and one set against another.
+
+mod clip;
+mod diversity;
+pub mod metric;
+#[cfg(feature = "torch")]
+mod pixels;
+mod scorer;
+pub mod scores;
+pub mod summary;
+
+use std::{collections::HashMap, sync::atomic::AtomicBool};
+
+use self::{
+    metric::{MetricName, MetricSpec},
+    scorer::Scorer,
+    scores::{Cache, ScoreRow},
+    summary::{MetricSummary, SetSummary, Summary},
+};
+use crate::{
+    Error, Result,
+    data::{
+        image_set::{ImageSet, Pairs},
+        loader::ordered,
+        source::ImageSource,
+    },
+    device::DeviceName,
+    eval::{
+        best_of::best_of,
+        comparison::{Pair, compare},
+    },
+    event::{Event, Observer},
+    score::{EmbedOptions, interrupted},
+    weights::{OpenOptions, sha256},
+};
+
+/// What to measure, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The metrics, in the order of the answer.
+    pub metrics: Vec<MetricSpec>,
+    /// The CLIP that diversity and distances of sets are measured with; otherwise that of the first metric that has one.
+    pub clip: Option<String>,
+    /// Where to compute.
+    pub device: DeviceName,
+    /// How checkpoints are opened.
+    pub open: OpenOptions<'static>,
+    /// How images are read.
+    pub embed: EmbedOptions,
+    /// Seed of the bootstraps.
+    pub seed: u64,
+}
+
+impl Options {
+    /// The CLIP for metrics that [want](MetricName::wants_clip) one.
+    fn embedding_clip(&self) -> Option<&str> {
+        let is_clip = |spec: &&MetricSpec| spec.name.is_clip();
+        self.clip.as_deref().or_else(|| self.metrics.iter().find(is_clip)?.path.as_deref())
+    }
+
+    /// Refuses what cannot be measured, before anything is read.
+    ///
+    /// # Errors
+    /// No metric, one asked for twice, diversity without a CLIP, a CLIP without use, a distance without `baseline`, or what this
+    /// build cannot compute.
+    pub fn check(&self, baseline: bool) -> Result<()> {
+        let known: Vec<&str> = MetricName::all().map(MetricName::as_str).collect();
+        if self.metrics.is_empty() {
+            return Err(Error::usage("no metric to evaluate by").hint(format!("--metrics, of {}", known.join(", "))));
+        }
+        let twice = self.metrics.iter().enumerate().find(|(index, spec)| self.metrics[..*index].contains(spec));
+        if let Some((_, spec)) = twice {
+            return Err(Error::usage(format!("metric `{spec}` is named twice")));
+        }
+        let wants_clip = self.metrics.iter().find(|spec| spec.name.wants_clip());
+        let stands_on_clip =
+            self.metrics.iter().any(|spec| matches!(spec.name, MetricName::Reward(name) if name.needs_clip()));
+        match (wants_clip, &self.clip) {
+            (Some(spec), _) if self.embedding_clip().is_none() => {
+                return Err(Error::usage(format!("metric `{spec}` needs a CLIP to measure with"))
+                    .hint("--clip PATH, or a metric with a CLIP such as social-reward=PATH"));
+            }
+            (None, Some(_)) if !stands_on_clip => {
+                return Err(Error::usage("--clip is given, but no metric uses it")
+                    .hint("`diversity`, `fid-clip`, `kid-clip` and `aesthetic` do"));
+            }
+            _ => {}
+        }
+        if stands_on_clip && self.clip.is_none() {
+            return Err(Error::usage("metric `aesthetic` needs the CLIP that its head stands on")
+                .hint("--clip openai/clip-vit-large-patch14, or a file of it"));
+        }
+        let distance = self.metrics.iter().find(|spec| matches!(spec.name, MetricName::SetDistance(_)));
+        if let Some(spec) = distance.filter(|_| !baseline) {
+            return Err(Error::usage(format!("metric `{spec}` needs another set")).hint("--baseline SET"));
+        }
+        let needs_torch = |spec: &&MetricSpec| !spec.name.is_clip() && spec.name != MetricName::Diversity;
+        match self.metrics.iter().find(needs_torch).filter(|_| cfg!(not(feature = "torch"))) {
+            Some(spec) => {
+                Err(Error::usage(format!("metric `{}` needs libtorch, this is the portable build", spec.name.as_str()))
+                    .hint("build with default features (`make setup`)"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// An image to score for its prompt.
+#[derive(Clone, Copy)]
+struct Item<'a> {
+    prompt: &'a str,
+    image: &'a ImageSource,
+    sha256: &'a str,
+}
+
+/// What every step of an evaluation needs.
+struct Run<'a> {
+    options: &'a Options,
+    observer: &'a dyn Observer,
+    stop: &'a AtomicBool,
+}
+
+/// One metric's scores.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// What is measured.
+    pub name: MetricName,
+    /// The metric's name, with its path if the name alone is not unique.
+    pub label: String,
+    /// What the numbers are.
+    pub convention: String,
+    /// Of the weights; empty where there are none.
+    pub checkpoint_sha256: String,
+    /// A score for every row of every set.
+    pub scores: Vec<Vec<Option<f64>>>,
+}
+
+/// Everything that was found.
+pub struct Evaluation<'a> {
+    /// The set, then the baseline.
+    pub sets: Vec<&'a ImageSet>,
+    /// SHA-256 of the image of every row of every set.
+    pub hashes: Vec<Vec<String>>,
+    /// The scores, by metric.
+    pub columns: Vec<Column>,
+    /// Rows of the set and of the baseline that belong together.
+    pub pairs: Option<Pairs>,
+    /// Scores that were not in the cache.
+    pub computed: usize,
+    /// The figures.
+    pub summary: Summary,
+}
+
+/// Scores `set` and `baseline` by all metrics; scores that `cache` has are taken from it.
+///
+/// # Errors
+/// What [`Options::check`] refuses, no pairs, weights or images that cannot be read, or `stop` was set.
+pub fn evaluate<'a>(
+    set: &'a ImageSet,
+    baseline: Option<&'a ImageSet>,
+    options: &Options,
+    cache: &Cache,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Evaluation<'a>> {
+    options.check(baseline.is_some())?;
+    let run = Run { options, observer, stop };
+    let pairs = baseline.map(|baseline| set.pairs(baseline)).transpose()?;
+    if let Some(mismatch) = pairs.as_ref().and_then(|pairs| pairs.mismatch.as_deref()) {
+        observer.event(&Event::Warning(&format!("{mismatch}; only pairs are compared")));
+    }
+    let sets: Vec<&ImageSet> = std::iter::once(set).chain(baseline).collect();
+    let hashes = sets.iter().map(|set| row_hashes(set, &run)).collect::<Result<Vec<_>>>()?;
+    let mut scorer = Scorer { run: &run, sets: &sets, hashes: &hashes, cache, clips: HashMap::new(), computed: 0 };
+    let (mut columns, mut distances) = (Vec::new(), Vec::new());
+    for spec in &options.metrics {
+        match spec.name {
+            MetricName::SetDistance(distance) => distances.push(scorer.distance(distance)?),
+            _ => columns.extend(scorer.columns(spec)?),
+        }
+    }
+    let computed = scorer.computed;
+    let mut summary = summary(&sets, &columns, pairs.as_ref(), options.seed);
+    summary.sets[0].metrics.extend(distances);
+    Ok(Evaluation { sets, hashes, columns, pairs, computed, summary })
+}
+
+impl Evaluation<'_> {
+    /// The rows of `scores.parquet`.
+    pub fn rows(&self) -> Vec<ScoreRow> {
+        let mut rows = Vec::new();
+        for (place, set) in self.sets.iter().enumerate() {
+            for (index, row) in set.rows.iter().enumerate() {
+                rows.extend(self.columns.iter().map(|column| ScoreRow {
+                    set: set.name.clone(),
+                    prompt: set.prompt(row).to_owned(),
+                    path: row.path.clone(),
+                    seed: row.seed,
+                    metric: column.label.clone(),
+                    score: column.scores[place][index],
+                    convention: column.convention.clone(),
+                    image_sha256: self.hashes[place][index].clone(),
+                    checkpoint_sha256: column.checkpoint_sha256.clone(),
+                }));
+            }
+        }
+        rows
+    }
+
+    /// What picking the best of n images of a prompt is worth, for each set, by a learned score; by others it means nothing.
+    pub fn best_of(&self, column: &Column) -> Vec<Vec<f64>> {
+        if !matches!(column.name, MetricName::Reward(_)) {
+            return Vec::new();
+        }
+        let curve = |(set, scores): (&&ImageSet, &Vec<Option<f64>>)| {
+            let scored = set.rows.iter().zip(scores).filter_map(|(row, score)| Some((set.prompt(row), (*score)?)));
+            let (prompts, scores): (Vec<&str>, Vec<f64>) = scored.unzip();
+            best_of(&prompts, &scores)
+        };
+        self.sets.iter().zip(&column.scores).map(curve).collect()
+    }
+
+    /// The pairs that have both scores by this metric; none without a baseline.
+    pub fn scored_pairs(&self, column: &Column) -> Vec<Pair<'_>> {
+        scored_pairs(&self.sets, column, self.pairs.as_ref())
+    }
+}
+
+fn scored_pairs<'a>(sets: &[&'a ImageSet], column: &Column, pairs: Option<&Pairs>) -> Vec<Pair<'a>> {
+    let pair = |&(row, other): &(usize, usize)| {
+        let (score, baseline) = (column.scores[0][row]?, column.scores[1][other]?);
+        Some(Pair { prompt: sets[0].prompt(&sets[0].rows[row]), score, baseline })
+    };
+    pairs.iter().flat_map(|pairs| &pairs.matched).filter_map(pair).collect()
+}
+
+fn summary(sets: &[&ImageSet], columns: &[Column], pairs: Option<&Pairs>, seed: u64) -> Summary {
+    let of_set = |(place, set): (usize, &&ImageSet)| {
+        let of_column = |column: &Column| {
+            let scored = set.rows.iter().zip(&column.scores[place]);
+            let scored: Vec<(&str, f64)> =
+                scored.filter_map(|(row, score)| Some((set.prompt(row), (*score)?))).collect();
+            let summary = MetricSummary::of(&scored, &column.convention, &column.checkpoint_sha256, seed);
+            (column.label.clone(), summary)
+        };
+        SetSummary {
+            name: set.name.clone(),
+            n_images: set.rows.len(),
+            n_prompts: set.prompts.len(),
+            metrics: columns.iter().map(of_column).collect(),
+        }
+    };
+    let comparisons = columns.iter().filter_map(|column| {
+        let pairs = scored_pairs(sets, column, pairs);
+        compare(&column.label, &pairs, seed)
+    });
+    Summary { sets: sets.iter().enumerate().map(of_set).collect(), comparisons: comparisons.collect() }
+}
+
+/// Hashes of the images of all rows; a file is read once.
+fn row_hashes(set: &ImageSet, run: &Run) -> Result<Vec<String>> {
+    let hash = |image: &ImageSource| match image {
+        ImageSource::File(path) => sha256::of_file(path),
+        ImageSource::Embedded(_) => Ok(sha256::of_bytes(&image.read()?)),
+    };
+    let workers = run.options.embed.workers;
+    let hashes: Vec<String> = ordered(set.images.iter(), workers, 2 * workers, hash, |hashes| {
+        hashes.map(|hash| interrupted(run.stop).and(hash)).collect::<Result<_>>()
+    })?;
+    Ok(set.rows.iter().map(|row| hashes[row.image as usize].clone()).collect())
+}

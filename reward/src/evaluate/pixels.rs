@@ -1,0 +1,81 @@
+//! Metrics that see an image's pixels as a tensor, in its own size.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Item, Run, metric::PixelMeasure};
+use crate::{
+    Error, Result,
+    clip::preprocess::rgb,
+    data::{
+        image::{DecodeOptions, decode},
+        loader::ordered,
+    },
+    event::Event,
+    metrics::{contrast, edge_density, saturation},
+    score::interrupted,
+};
+
+/// A decoded image: height, width, RGB bytes row by row.
+struct Pixels {
+    size: [i64; 2],
+    bytes: Vec<u8>,
+}
+
+/// The measure of every image.
+pub(super) fn measured(measure: PixelMeasure, items: &[Item], run: &Run) -> Result<Vec<Option<f64>>> {
+    let of = match measure {
+        PixelMeasure::Saturation => saturation,
+        PixelMeasure::Contrast => contrast,
+        PixelMeasure::EdgeDensity => edge_density,
+    };
+    scores(measure.as_str(), items, Device::Cpu, run, |pixels, _| Ok(of(pixels)))
+}
+
+/// What `score` gives for batches of neighbours of one size: `pixels` `[B, 3, H, W]`, fp32 in 0..=1, and B prompts to `[B]`.
+///
+/// # Errors
+/// An image cannot be read, `score` fails, or the user asked to stop.
+pub(super) fn scores(
+    phase: &'static str,
+    items: &[Item],
+    device: Device,
+    run: &Run,
+    mut score: impl FnMut(&Tensor, &[&str]) -> Result<Tensor>,
+) -> Result<Vec<Option<f64>>> {
+    let options = &run.options.embed;
+    let decode_options = DecodeOptions { fast_for: None, ..options.decode.clone() };
+    let load = |item: &Item| -> Result<Pixels> {
+        let picture = decode(&item.image.read()?, &item.image.label(), &decode_options)?.picture;
+        Ok(Pixels { size: [picture.height(), picture.width()].map(i64::from), bytes: rgb(&picture) })
+    };
+    let mut found: Vec<Option<f64>> = Vec::with_capacity(items.len());
+    ordered(items.iter(), options.workers, 2 * options.batch_size, load, |loaded| -> Result<()> {
+        let mut loaded = loaded.peekable();
+        while let Some(first) = loaded.next() {
+            interrupted(run.stop)?;
+            let mut batch = vec![first?];
+            let size = batch[0].size;
+            while batch.len() < options.batch_size
+                && let Some(Ok(next)) = loaded.next_if(|next| next.as_ref().is_ok_and(|next| next.size == size))
+            {
+                batch.push(next);
+            }
+            let prompts: Vec<&str> = items[found.len()..][..batch.len()].iter().map(|item| item.prompt).collect();
+            let scored = tch::no_grad(|| score(&tensor(&batch, device), &prompts))?;
+            let scored = Vec::<f64>::try_from(scored.to_device(Device::Cpu).to_kind(Kind::Double))
+                .map_err(|error| Error::data("scores cannot be read back").caused_by(error))?;
+            found.extend(scored.into_iter().map(Some));
+            run.observer.event(&Event::Progress { phase, done: found.len(), total: items.len() });
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+fn tensor(batch: &[Pixels], device: Device) -> Tensor {
+    let image = |Pixels { size: [height, width], bytes }: &Pixels| {
+        Tensor::from_slice(bytes).view([*height, *width, 3]).permute([2, 0, 1])
+    };
+    let bytes = Tensor::stack(&batch.iter().map(image).collect::<Vec<_>>(), 0);
+    bytes.to_device(device).to_kind(Kind::Float) / 255.0
+}

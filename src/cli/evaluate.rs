@@ -1,0 +1,74 @@
+//! The flags of `social-reward evaluate`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use reward::{device::DeviceName, evaluate::metric::MetricSpec};
+use serde::{Deserialize, Serialize};
+
+/// Flags of `evaluate`.
+#[derive(Args, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[command(after_help = "Examples:
+  social-reward evaluate --images tuned --metrics social-reward=OUT/best,saturation,contrast
+  social-reward evaluate --images tuned/images.parquet --baseline base/images.parquet \\
+    --metrics social-reward=OUT/best,diversity --report report.html
+  social-reward evaluate --images pictures --metrics social-reward=OUT/best --json
+
+An image set is an images.parquet, a CSV or JSONL manifest with columns prompt, path and perhaps seed, or a folder that holds
+images.parquet, captions.csv (prompt, path) or NAME.txt beside every image. Two sets are compared image by image: pairs have the
+same prompt and seed; without seeds, the same place among the images of their prompt.
+
+Metrics: social-reward=PATH (a CLIP: folder, state dict, hub id or random:tiny); saturation, contrast, edge-density; diversity,
+and against a baseline fid-clip and kid-clip (with the CLIP of --clip, else of the first metric that has one).")]
+pub(crate) struct EvaluateArgs {
+    /// Images to judge: images.parquet, a CSV or JSONL manifest, or a folder with captions
+    #[arg(long, value_name = "SET")]
+    pub(crate) images: Option<PathBuf>,
+    /// Images to compare them with, pair by pair
+    #[arg(long, value_name = "SET")]
+    pub(crate) baseline: Option<PathBuf>,
+    /// What to measure: NAME or NAME=PATH, separated by commas
+    #[arg(long, value_name = "NAME[=PATH],…", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) metrics: Vec<String>,
+    /// CLIP that diversity, fid-clip and kid-clip are measured with
+    #[arg(long, value_name = "CKPT")]
+    pub(crate) clip: Option<String>,
+    /// Folder for scores.parquet, which is also the cache [default: the folder of --images]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Write a report here, one HTML file with everything in it
+    #[arg(long, value_name = "HTML")]
+    pub(crate) report: Option<PathBuf>,
+    /// Images per pass [default: 32]
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<usize>,
+    /// Threads that decode [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub(crate) num_workers: Option<usize>,
+    /// Refuse pictures with more pixels [default: 178956970, Pillow's limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_pixels: Option<u64>,
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceName>,
+    /// Seed of the bootstraps and of random weights [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON document
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) json: bool,
+    /// TOML file with any of these settings; a flag beats the file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+}
+
+impl EvaluateArgs {
+    /// The metrics as typed, or what is wrong with one.
+    pub(crate) fn specs(&self) -> reward::Result<Vec<MetricSpec>> {
+        self.metrics.iter().map(|text| text.trim().parse()).collect()
+    }
+}

@@ -1,0 +1,146 @@
+//! `social-reward evaluate`.
+
+use std::{fmt::Write, path::Path, process::ExitCode};
+
+use anyhow::Result;
+use reward::{
+    Error,
+    data::{image::DecodeOptions, image_set::ImageSet, preflight::OnBadImage},
+    eval::comparison::Comparison,
+    evaluate::{
+        Column, Evaluation, Options, evaluate,
+        metric::MetricName,
+        scores::{Cache, write},
+        summary::{MetricSummary, agreement, per_prompt},
+    },
+    score::EmbedOptions,
+    weights::OpenOptions,
+};
+
+use crate::{cli::EvaluateArgs, commands, progress::Progress, report, settings::layered, signals};
+
+/// Prompts that the table for people shows from either end.
+const PROMPTS_SHOWN: usize = 5;
+
+pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
+    let settings: EvaluateArgs = layered(arguments, arguments.config.as_deref())?;
+    let Some(images) = &settings.images else {
+        return Err(Error::usage("--images is missing")
+            .hint("images.parquet, a CSV or JSONL manifest, or a folder with captions")
+            .into());
+    };
+    let options = options(&settings)?;
+    options.check(settings.baseline.is_some())?;
+    let (stop, progress) = (signals::listen()?, Progress::new());
+    let mut set = ImageSet::read(images)?;
+    let mut baseline = settings.baseline.as_deref().map(ImageSet::read).transpose()?;
+    if let (Some(path), Some(baseline)) = (&settings.baseline, &mut baseline)
+        && baseline.name == set.name
+    {
+        // As typed, to tell them apart.
+        (set.name, baseline.name) = (images.display().to_string(), path.display().to_string());
+    }
+    let folder = settings.output.as_deref().unwrap_or(&set.folder);
+    fs_err::create_dir_all(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
+    let table = folder.join("scores.parquet");
+    let options = Options { device: commands::device(settings.device), ..options };
+    let evaluation = evaluate(&set, baseline.as_ref(), &options, &Cache::read(&table), &progress, &stop)?;
+    let rows = evaluation.rows();
+    write(&table, &rows)?;
+    progress.line(&format!("{} scores in {}, {} of them new", rows.len(), table.display(), evaluation.computed));
+    if let Some(path) = &settings.report {
+        let pictures = report::write(path, &evaluation, &settings, options.seed)?;
+        progress.line(&format!("report with {pictures} pictures: {}", path.display()));
+    }
+    let summary = &evaluation.summary;
+    let text = if arguments.json { serde_json::to_string_pretty(summary)? } else { as_text(&evaluation) };
+    commands::print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(settings: &EvaluateArgs) -> Result<Options> {
+    let EvaluateArgs { clip, batch_size, num_workers, max_pixels, device, seed, .. } = settings;
+    let seed = seed.unwrap_or(0);
+    let batch_size = batch_size.unwrap_or(32);
+    if batch_size == 0 {
+        return Err(Error::usage("batch_size = 0: want at least 1").into());
+    }
+    let decode = DecodeOptions::default();
+    let decode = DecodeOptions { max_pixels: max_pixels.unwrap_or(decode.max_pixels), ..decode };
+    let workers = num_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    Ok(Options {
+        metrics: settings.specs()?,
+        clip: clip.clone(),
+        device: device.unwrap_or(reward::device::DeviceName::Auto),
+        open: OpenOptions { seed, ..OpenOptions::default() },
+        embed: EmbedOptions { batch_size, workers, decode, on_bad_image: OnBadImage::Stop },
+        seed,
+    })
+}
+
+/// The figures for people. Writing to a string cannot fail.
+fn as_text(evaluation: &Evaluation) -> String {
+    let mut text = String::new();
+    for set in &evaluation.summary.sets {
+        let _ = writeln!(text, "{}: {} images, {} prompts", set.name, set.n_images, set.n_prompts);
+        for (name, MetricSummary { mean, std, interval_low, interval_high, convention, .. }) in &set.metrics {
+            let figures = match (mean, std, interval_low, interval_high) {
+                (Some(mean), Some(std), Some(low), Some(high)) => {
+                    format!("{mean:>9.5} [{low:.5}, {high:.5}]  std {std:.5}")
+                }
+                (Some(mean), ..) => format!("{mean:>9.5}"),
+                _ => "  unknown".to_owned(),
+            };
+            let _ = writeln!(text, "  {name:<16}{figures}  ({convention})");
+        }
+    }
+    let comparisons = &evaluation.summary.comparisons;
+    if let ([first, second], false) = (&evaluation.summary.sets[..], comparisons.is_empty()) {
+        let _ = writeln!(text, "\n{} against {} (95 % intervals, prompts resampled)", first.name, second.name);
+    }
+    for found in comparisons {
+        let Comparison { metric, n_pairs, win_rate, ties, interval_low, interval_high, .. } = found;
+        let _ = writeln!(
+            text,
+            "  {metric:<16}win rate {win_rate:.4} [{interval_low:.4}, {interval_high:.4}] of {n_pairs} pairs, {ties} tied"
+        );
+        let Comparison { mean_difference, mean_difference_low, mean_difference_high, p_value, effect_size, .. } = found;
+        let effect = effect_size.map_or(String::new(), |effect| format!(", effect size {effect:+.3}"));
+        let _ = writeln!(
+            text,
+            "{:18}difference {mean_difference:+.5} [{mean_difference_low:+.5}, {mean_difference_high:+.5}]{effect}, \
+             sign test p = {p_value:.3e}",
+            ""
+        );
+    }
+    for column in evaluation.columns.iter().filter(|column| matches!(column.name, MetricName::Reward(_))) {
+        prompts_as_text(&mut text, evaluation, column);
+    }
+    for (place, left) in evaluation.columns.iter().enumerate() {
+        for right in &evaluation.columns[place + 1..] {
+            if let Some(rho) = agreement(&left.scores.concat(), &right.scores.concat()) {
+                let _ = writeln!(text, "agreement of {} and {}: Spearman {rho:+.3}", left.label, right.label);
+            }
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+/// The prompts that gain and lose most, and what picking among a prompt's images is worth.
+fn prompts_as_text(text: &mut String, evaluation: &Evaluation, column: &Column) {
+    let (label, rows) = (&column.label, per_prompt(&evaluation.scored_pairs(column)));
+    if rows.len() > 1 {
+        let _ = writeln!(text, "\n{label} by prompt (set, baseline, win rate), largest gain first");
+    }
+    for (index, row) in rows.iter().enumerate().filter(|_| rows.len() > 1) {
+        if index < PROMPTS_SHOWN || index + PROMPTS_SHOWN >= rows.len() {
+            let _ = writeln!(text, "  {:+.5}  {:+.5}  {:.3}  {}", row.mean, row.baseline, row.win_rate, row.prompt);
+        } else if index == PROMPTS_SHOWN {
+            let _ = writeln!(text, "  …");
+        }
+    }
+    for (set, curve) in evaluation.sets.iter().zip(evaluation.best_of(column)).filter(|(_, curve)| curve.len() > 1) {
+        let curve: Vec<String> = curve.iter().map(|score| format!("{score:.5}")).collect();
+        let _ = writeln!(text, "{label} of {}, best of 1, 2, …: {}", set.name, curve.join(" "));
+    }
+}
