@@ -243,7 +243,7 @@ fn described(evaluation: &Evaluation, settings: &EvaluateArgs) -> Result<String>
     }
     for (set, hashes) in evaluation.sets.iter().zip(&evaluation.hashes) {
         add(&format!("{}: folder", set.name), &set.folder.display().to_string());
-        let all = reward::evaluate::sha256::of_bytes(hashes.concat().as_bytes());
+        let all = reward::weights::sha256::of_bytes(hashes.concat().as_bytes());
         add(&format!("{}: SHA-256 of its images' SHA-256, in order", set.name), &all);
         for (name, value) in &set.settings {
             add(&format!("{}: {name}", set.name), value);
