@@ -210,3 +210,27 @@ fn sets_that_are_wrong_are_named() {
     work.run("evaluate --images tuned/set.csv --metrics social-reward=none.pth").fails(1, &["none.pth"]);
     work.run("evaluate --images tuned/set.csv --metrics social-reward=golden/pixels/rgb.png").fails(1, &["rgb.png"]);
 }
+
+/// Metrics with weights of their own kinds, by their own preprocessing; the shared hash names the checkpoint.
+#[cfg(feature = "torch")]
+#[test]
+fn every_kind_of_learned_metric_scores_a_set() {
+    let work = two_sets();
+    let metrics = "clip-score=random:tiny,pick-score=random:tiny,hps-v2=random:tiny,hps-v2.1=random:tiny,\
+                   image-reward=golden/image_reward";
+    let answer = work.run(&format!("evaluate --device cpu --images tuned/set.csv --metrics {metrics} --json")).json();
+    let found = &answer["sets"][0]["metrics"];
+    assert_eq!(keys(found), ["clip-score", "pick-score", "hps-v2", "hps-v2.1", "image-reward"]);
+    for (name, metric) in found.as_object().unwrap() {
+        assert!(metric["std"].as_f64().unwrap() > 0.0, "{name}");
+        assert_eq!(metric["checkpoint_sha256"].as_str().unwrap().len(), 64, "{name}");
+    }
+    assert_eq!(found["hps-v2"]["mean"], found["hps-v2.1"]["mean"]);
+    assert_eq!(found["pick-score"]["convention"], "exp(logit_scale) × cosine");
+    let head = "golden/metrics/aesthetic.pth";
+    work.run(&format!("evaluate --device cpu --images tuned/set.csv --metrics aesthetic={head}"))
+        .fails(2, &["aesthetic", "CLIP"])
+        .hints("--clip");
+    work.run(&format!("evaluate --device cpu --images tuned/set.csv --metrics aesthetic={head} --clip random:tiny"))
+        .fails(1, &["aesthetic.pth", "layers.0.weight"]);
+}
