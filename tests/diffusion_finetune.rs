@@ -79,6 +79,27 @@ fn refl_raises_its_reward() {
     raises("refl", "--learning-rate 2e-3 --train-steps 40 --shaping relu --margin 4");
 }
 
+/// Every weight of the UNet, held to a copy of the model before.
+#[test]
+fn the_whole_unet_trains_and_is_saved_as_a_folder() {
+    let work = workspace();
+    let run = work.run(&format!(
+        "{TINY} --algorithm refl --train full --anchor 0.1 --learning-rate 1e-4 --train-steps 20 --held-out-prompts held-out.txt \
+         --held-out-images 6 --scale-images 6 --sample-steps 6 --height 32 --width 32 --evaluate-every 0 --output run"
+    ));
+    run.succeeds().check(run.stdout == "run/model\n", "the result on stdout");
+    let held_out = work.metrics("run", "held_out_reward");
+    assert!(held_out[1]["gain_low"].as_f64().unwrap() > 0.0, "{held_out:?}");
+    assert!(held_out[0]["epsilon_drift"].as_f64().unwrap() < 1e-9, "no drift before training");
+    assert!(held_out[1]["epsilon_drift"].as_f64().unwrap() > 1e-6);
+    let image = |model: &str, output: &str| {
+        let settings = "--prompt snow --steps 4 --height 32 --width 32 --device cpu";
+        work.run(&format!("diffusion generate --model {model} {settings} --output {output}")).succeeds();
+        pixels(&work, &format!("{output}/images/00000-0.png"))
+    };
+    assert_ne!(image("run/model", "tuned"), image("random:sd-tiny", "base"));
+}
+
 /// A picture of one colour a prompt, as PNG files and a table.
 fn pictures(work: &Workspace) {
     fs_err::create_dir_all(work.path("pictures")).unwrap();
@@ -114,7 +135,7 @@ fn denoising_trains_a_model_from_scratch_with_a_vae_of_its_own() {
 }
 
 const LONG: &str = "--algorithm drtune --truncation-steps 2 --sample-steps 4 --height 32 --width 32 --batch-size 2 \
-    --train-steps 9 --checkpoint-every 2 --evaluate-every 4 --scale-images 4 --held-out-prompts held-out.txt --held-out-images 2 \
+    --train-steps 9 --checkpoint-every 2 --evaluate-every 4 --scale-images 4 --held-out-prompts held-out.txt --held-out-images 5 \
     --ema-decay 0.5 --warmup-steps 2 --pixel-noise 0.02 --weight-noise 0.01 --anchor 0.1";
 
 /// The lines of `metrics.jsonl` less what depends on the clock and the machine.
@@ -213,6 +234,7 @@ fn what_cannot_work_is_named() {
         ("--algorithm draft-k --truncation-steps 60", 2, ["truncation_steps = 60", "sample_steps"]),
         ("--algorithm draft-k --learning-rate -1", 2, ["learning_rate = -1", "positive"]),
         ("--algorithm draft-k --images x.csv", 2, ["images", "only `denoising`"]),
+        ("--algorithm draft-k --stop-after-falls 2", 2, ["stop_after_falls", "held_out_prompts"]),
         ("--algorithm draft-k --reward clipscore=x", 2, ["clipscore", "social-reward"]),
         ("--algorithm draft-k --reward nowhere.pt", 1, ["nowhere.pt", "no such file"]),
         (
@@ -276,6 +298,7 @@ fn the_configs_are_settings() {
             false => {
                 config.reward = vec!["clip_model/final".parse().unwrap()];
                 config.prompts = Some("prompts.txt".into());
+                config.held_out_prompts = Some("held-out.txt".into());
             }
         }
         config.check().unwrap_or_else(|error| panic!("{}: {error}", file.display()));

@@ -163,6 +163,10 @@ impl Conv2d {
     /// `x`: `[B, in, H, W]`; gives `[B, out, H', W']` in the kind of `x`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
+        if kind != Kind::Float && active(&self.attached).is_some() {
+            // As in a linear layer: rounded to bf16 first, a small update would be lost.
+            return self.forward(&x.to_kind(Kind::Float)).to_kind(kind);
+        }
         let convolve = |weight: &Tensor, bias: Option<&Tensor>| {
             let (weight, bias) = (weight.to_kind(kind), bias.map(|bias| bias.to_kind(kind)));
             if self.is_small(x) {
@@ -277,6 +281,20 @@ mod tests {
         let (wanted, found) = (moved(Kind::Float), moved(Kind::BFloat16));
         let share = (&found * &wanted).sum(Kind::Double) / wanted.square().sum(Kind::Double);
         assert!((share.double_value(&[]) - 1.0).abs() < 0.3, "{}", share.double_value(&[]));
+        let conv = |on: bool, kind: Kind| {
+            let switch = AdapterSwitch::default();
+            switch.set(on);
+            let adapter =
+                Adapter { down: normal(0, "down", &[4, 16, 3, 3]), up: normal(0, "up", &[16, 4, 1, 1]), scale: 5e-6 };
+            let attached = Some(Attached { adapter, switch });
+            let weight = normal(0, "kernel", &[16, 16, 3, 3]).to_kind(kind);
+            let layer = Conv2d { weight, bias: None, stride: 1, padding: 1, attached };
+            layer.forward(&normal(0, "image", &[2, 16, 32, 32]).to_kind(kind)).to_kind(Kind::Double)
+        };
+        let moved = |kind: Kind| conv(true, kind) - conv(false, kind);
+        let (wanted_by_conv, found) = (moved(Kind::Float), moved(Kind::BFloat16));
+        let share = (&found * &wanted_by_conv).sum(Kind::Double) / wanted_by_conv.square().sum(Kind::Double);
+        assert!((share.double_value(&[]) - 1.0).abs() < 0.7, "{}", share.double_value(&[]));
         let relative = wanted.norm().double_value(&[]) / output(false, Kind::Float).norm().double_value(&[]);
         assert!((5e-5..2e-4).contains(&relative), "{relative}");
     }

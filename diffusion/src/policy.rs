@@ -96,19 +96,23 @@ pub struct Unrolled {
     pub anchor: Option<Tensor>,
 }
 
-/// Switches adapters off until it is dropped, also by a panic.
-struct SwitchedOff<'a>(&'a AdapterSwitch);
+/// Switches adapters off until it is dropped, also by a panic; then they are as they were.
+struct SwitchedOff<'a> {
+    switch: &'a AdapterSwitch,
+    before: bool,
+}
 
 impl<'a> SwitchedOff<'a> {
     fn new(switch: &'a AdapterSwitch) -> Self {
+        let before = switch.is_on();
         switch.set(false);
-        Self(switch)
+        Self { switch, before }
     }
 }
 
 impl Drop for SwitchedOff<'_> {
     fn drop(&mut self) {
-        self.0.set(true);
+        self.switch.set(self.before);
     }
 }
 
@@ -262,5 +266,21 @@ impl Policy<'_> {
 
     fn timesteps(&self, x: &Tensor, index: usize) -> Tensor {
         Tensor::full([x.size()[0]], self.sampler.timesteps()[index], (Kind::Float, x.device()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_switched_off_stays_off_inside() {
+        let switch = AdapterSwitch::default();
+        {
+            let _outer = SwitchedOff::new(&switch);
+            drop(SwitchedOff::new(&switch));
+            assert!(!switch.is_on());
+        }
+        assert!(switch.is_on());
     }
 }

@@ -12,7 +12,7 @@ use super::diffusion::DiffusionCommonArgs;
 #[command(after_help = "Examples:
   What would it take? Trainable parameters, memory, seconds a step, measured on one:
     social-reward diffusion finetune --config configs/finetune/social-reward-sd21.toml --reward clip_model/final \\
-      --prompts prompts.txt --output tuned --dry-run
+      --prompts prompts.txt --held-out-prompts held-out.txt --output tuned --dry-run
   The run, and going on where it stopped:
     social-reward diffusion finetune --config configs/finetune/social-reward-sd21.toml --reward clip_model/final \\
       --prompts prompts.txt --held-out-prompts held-out.txt --output tuned [--resume]

@@ -287,12 +287,8 @@ impl FinetuneConfig {
             if self.prompts.is_none() {
                 return Err(missing("prompts", "a file of prompts to train on"));
             }
-            for (name, set) in [("images", self.images.is_some()), ("vae_steps", self.vae_steps > 0)] {
-                if set {
-                    return Err(Error::usage(format!("{name} is set: only `denoising` has it, this is `{algorithm}`")));
-                }
-            }
         }
+        self.check_used(algorithm)?;
         let wants = |holds: bool, name: &str, value: &dyn std::fmt::Display, wanted: &str| {
             if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
         };
@@ -308,6 +304,8 @@ impl FinetuneConfig {
         ] {
             wants(value > 0, name, &value, "at least 1")?;
         }
+        let watched = self.held_out_prompts.is_none() || self.held_out_images > 1;
+        wants(watched, "held_out_images", &self.held_out_images, "at least 2, to tell a change from noise")?;
         wants(self.scale_images > 1, "scale_images", &self.scale_images, "at least 2")?;
         let steps = self.truncation_steps.unwrap_or(1);
         wants(steps <= self.sample_steps, "truncation_steps", &steps, "at most sample_steps")?;
@@ -353,12 +351,56 @@ impl FinetuneConfig {
             return Err(Error::usage("vae_steps with train = \"lora\": a new VAE needs a UNet trained from scratch")
                 .hint("train = \"full\""));
         }
-        if self.vae_steps > 0 && self.anchor > 0.0 {
-            return Err(Error::usage("anchor with vae_steps: with a new VAE the base model's ε means nothing"));
-        }
         if self.train == Train::Full && self.lora.is_some() {
             return Err(Error::usage("lora with train = \"full\": adapters train only with train = \"lora\"")
                 .hint("`diffusion export --lora` merges adapters into a folder to start from"));
+        }
+        Ok(())
+    }
+
+    /// Refuses settings that `algorithm` would not look at.
+    fn check_used(&self, algorithm: AlgorithmName) -> Result<()> {
+        use AlgorithmName::{Denoising, DrTune, DraftK, DraftLv};
+        let default = Self::default();
+        let own = algorithm == Denoising;
+        let lora = self.train == Train::Lora;
+        let new_adapters = lora && self.lora.is_none();
+        let needs = |what: &str| format!("only {what} has it, this is `{algorithm}`");
+        let rewarded = || needs("a method with a reward");
+        let supervised = || needs("`denoising`");
+        let adapters = || "only new adapters have it".to_owned();
+        for (name, set, used, why) in [
+            ("images", self.images.is_some(), own, supervised()),
+            ("vae_steps", self.vae_steps > 0, own, supervised()),
+            ("snr_gamma", self.snr_gamma.is_some(), own, supervised()),
+            ("prompt_dropout", self.prompt_dropout != default.prompt_dropout, own, supervised()),
+            ("prompts", self.prompts.is_some(), !own, rewarded()),
+            ("anchor", self.anchor > 0.0, !own, rewarded()),
+            ("shaping", self.shaping != default.shaping, !own, rewarded()),
+            ("pixel_noise", self.pixel_noise > 0.0, !own, rewarded()),
+            ("weight_noise", self.weight_noise > 0.0, !own, rewarded()),
+            ("images_per_prompt", self.images_per_prompt > 1, !own, rewarded()),
+            ("negative_branch_gradient", self.negative_branch_gradient.is_some(), !own, rewarded()),
+            (
+                "truncation_steps",
+                self.truncation_steps.is_some(),
+                matches!(algorithm, DraftK | DrTune),
+                needs("`draft-k` or `drtune`"),
+            ),
+            ("copies", self.copies != default.copies, algorithm == DraftLv, needs("`draft-lv`")),
+            ("lora_rank", self.lora_rank != default.lora_rank, new_adapters, adapters()),
+            ("lora_alpha", self.lora_alpha.is_some(), new_adapters, adapters()),
+            ("lora_targets", self.lora_targets != default.lora_targets, new_adapters, adapters()),
+            (
+                "stop_after_falls",
+                self.stop_after_falls.is_some(),
+                self.held_out_prompts.is_some() && !self.reward.is_empty(),
+                "there are no held_out_prompts to watch".to_owned(),
+            ),
+        ] {
+            if set && !used {
+                return Err(Error::usage(format!("{name} is set, but {why}")).hint("leave it out"));
+            }
         }
         Ok(())
     }
@@ -432,6 +474,9 @@ mod tests {
             ("--prompts", FinetuneConfig { prompts: None, ..complete() }),
             ("--output", FinetuneConfig { output: None, ..complete() }),
             ("--images", FinetuneConfig { algorithm: Some(AlgorithmName::Denoising), ..complete() }),
+            ("stop_after_falls is set", FinetuneConfig { stop_after_falls: Some(1), ..complete() }),
+            ("copies is set", FinetuneConfig { copies: 3, ..complete() }),
+            ("snr_gamma is set", FinetuneConfig { snr_gamma: Some(5.0), ..complete() }),
             ("images is set", FinetuneConfig { images: Some("x.csv".into()), ..complete() }),
             ("batch_size", FinetuneConfig { batch_size: 0, ..complete() }),
             ("images_per_prompt", FinetuneConfig { images_per_prompt: 3, ..complete() }),

@@ -100,7 +100,7 @@ fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         let text = reward::native::panic_text(&*panic);
         let error = Error::data(format!("fine-tuning stopped in libtorch: {text}"));
         Err(match step::is_out_of_memory(&text) {
-            true => error.hint("precision = \"bf16\", a smaller height and width, or fewer held_out_images"),
+            true => error.hint("a larger gradient_accumulation, precision = \"bf16\", or a smaller height and width"),
             false => error.hint("--resume goes on from the last checkpoint"),
         })
     })

@@ -10,7 +10,7 @@ use reward::{
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    config::FinetuneConfig,
+    config::{Checkpointing, FinetuneConfig},
     denoise,
     planner::{Choice, Estimate},
     saved::Progress,
@@ -98,8 +98,14 @@ impl Parts {
             Estimate::new(config, (&unet.config, &vae.config), counts, self.models.latents, plan.as_ref(), self.kind);
         let choice = match progress {
             Some(Progress { micro, checkpointing, .. }) => Choice {
-                checkpointing: *checkpointing,
-                micro: config.gradient_accumulation.map_or(*micro, |parts| config.batch_size.div_ceil(parts)),
+                checkpointing: match config.gradient_checkpointing {
+                    Checkpointing::On => true,
+                    Checkpointing::Off => false,
+                    Checkpointing::Auto => *checkpointing,
+                },
+                micro: config
+                    .gradient_accumulation
+                    .map_or(*micro, |parts| config.batch_size.div_ceil(parts).min(*micro)),
             },
             None => estimate.choose(config, memory(self.device).map(|memory| memory.free)),
         };

@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
         self.progress.checkpointing = self.choice.checkpointing;
         self.metrics = Some(Metrics::open(folder.path(), self.progress.step)?);
         self.observer.event(&Event::Note(&self.describe()));
-        self.scale_rewards(Some(folder.path()))?;
+        self.scale_rewards(folder.path())?;
         if !self.parts.held_out.is_empty() && !self.parts.rewards.is_empty() {
             let held_out = HeldOut::new(
                 &self.parts.held_out,
@@ -203,12 +203,11 @@ impl<'a> Run<'a> {
     }
 
     /// Sets the unit of every reward: what an earlier part of the run found, or else from images of the base model.
-    fn scale_rewards(&mut self, folder: Option<&Path>) -> Result<()> {
+    fn scale_rewards(&mut self, folder: &Path) -> Result<()> {
         if self.method.is_none() || self.config.reward_scale == RewardScale::Raw {
             return Ok(());
         }
-        let known = folder.map(scale::read).transpose()?.flatten();
-        let scales = match known {
+        let scales = match scale::read(folder)? {
             Some(known) => known,
             None => {
                 let images = HeldOut::new(
@@ -227,9 +226,7 @@ impl<'a> Run<'a> {
                     scales
                         .insert(weighted.label.clone(), scale::of(&weighted.label, snapshot.measure(&weighted.label))?);
                 }
-                if let Some(folder) = folder {
-                    scale::write(folder, &scales)?;
-                }
+                scale::write(folder, &scales)?;
                 scales
             }
         };
@@ -321,7 +318,11 @@ impl<'a> Run<'a> {
             optimizer_seconds,
         };
         if let Some(metrics) = &mut self.metrics {
-            metrics.add(&json!(figures))?;
+            let mut line = json!(figures);
+            for (weighted, values) in self.parts.rewards.iter().zip(&outcome.rewards).skip(1) {
+                line[format!("{}_mean", weighted.label)] = json!(watch::mean(values));
+            }
+            metrics.add(&line)?;
         }
         self.observer.event(&Event::Tuned(&figures));
         Ok(())
@@ -423,10 +424,6 @@ impl<'a> Run<'a> {
     /// The plan with one step measured.
     pub(super) fn rehearse(&mut self) -> Result<String> {
         let plan = self.describe();
-        if self.method.is_some() && self.config.reward_scale == RewardScale::Standardised {
-            // The unit changes no time: one image tells nothing of it, so it is left as it is.
-            self.objective.scales.iter_mut().for_each(|scale| *scale = Scale::RAW);
-        }
         self.step(1, 0.0)?;
         let started = Instant::now();
         let outcome = self.step(2, 0.0)?;

@@ -1,6 +1,9 @@
 //! The models of a run and the prompts' embeddings, loaded once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use tch::{Device, Kind, Tensor};
 
@@ -58,7 +61,12 @@ impl Models {
         let full = config.train == Train::Full;
         let (unet_config, weights) = read(source)?;
         let unet = Unet::new(&unet_config, weights.trained(full).adapters(adapters.unet))?;
-        let base = if full && config.vae_steps == 0 && config.watches_base() {
+        if unet.parameters.trained().is_empty() {
+            let path = config.lora.as_deref().unwrap_or(Path::new("")).display();
+            return Err(Error::data(format!("{path}: no adapter of the UNet in this file, so nothing would train"))
+                .hint("adapters of a text encoder alone cannot be trained; leave `lora` out for new ones"));
+        }
+        let base = if full && config.watches_base() {
             let (unet_config, weights) = read(source)?;
             Some(Unet::new(&unet_config, weights)?)
         } else {

@@ -221,7 +221,7 @@ impl Stepper {
 /// Whether libtorch says that memory ran out, on a GPU or a CPU.
 pub(super) fn is_out_of_memory(text: &str) -> bool {
     let text = text.to_lowercase();
-    text.contains("out of memory") || text.contains("can't allocate memory")
+    ["out of memory", "can't allocate memory", "alloc_failed"].iter().any(|said| text.contains(said))
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ impl HeldOut {
         embeddings: &Embeddings,
         progress: &dyn Fn(usize, usize) -> Result<()>,
     ) -> Result<Snapshot> {
-        let mut pixels = Vec::new();
+        let (mut pixels, mut features) = (Vec::new(), Vec::new());
         let mut measures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         let (mut target, mut drift) = (Vec::new(), 0.0);
         let steps = policy.sampler.timesteps().len();
@@ -100,15 +100,15 @@ impl HeldOut {
                 measures.entry(name.to_owned()).or_default().extend(numbers(&values)?);
             }
             drift += tch::no_grad(|| drift_of(policy, &latents, &batch)) * prompts.len() as f64;
+            features.extend(objective.rewards.iter().find_map(|weighted| weighted.reward.embeddings(&images)));
             pixels.push(images.to_device(Device::Cpu));
             done += prompts.len();
             progress(done, self.prompts.len())?;
         }
-        let pixels = Tensor::cat(&pixels, 0);
-        if let Some(features) = objective.rewards.iter().find_map(|weighted| weighted.reward.embeddings(&pixels)) {
-            measures.insert("diversity".to_owned(), numbers(&distance_to_others(&features))?);
+        if !features.is_empty() {
+            measures.insert("diversity".to_owned(), numbers(&distance_to_others(&Tensor::cat(&features, 0)))?);
         }
-        Ok(Snapshot { pixels, target, measures, drift: drift / self.prompts.len() as f64 })
+        Ok(Snapshot { pixels: Tensor::cat(&pixels, 0), target, measures, drift: drift / self.prompts.len() as f64 })
     }
 
     /// Compares what training made of the images with what they were.
@@ -117,7 +117,12 @@ impl HeldOut {
         let gains = differences(&tuned.target, &base.target);
         let interval = bootstrap_mean_by_prompt(&prompts, &gains, 0);
         let gain = mean(&gains);
-        let mut composite = gain / deviation(&base.target).max(f64::MIN_POSITIVE);
+        // In deviations of the base; what never differs there has no unit.
+        let in_deviations = |change: f64, base: &[f64]| {
+            let deviation = deviation(base);
+            if deviation > 0.0 { change / deviation } else { 0.0 }
+        };
+        let mut composite = in_deviations(gain, &base.target);
         let mut line = Map::new();
         // One reward: its own unit. Several: their weighted sum, raw.
         let held_out: f64 =
@@ -135,7 +140,7 @@ impl HeldOut {
             let changes = differences(values, before);
             let noise = 1.96 * deviation(&changes) / (changes.len() as f64).sqrt();
             if !is_target(name) && mean(&changes) < -noise {
-                composite -= -mean(&changes) / deviation(before).max(f64::MIN_POSITIVE);
+                composite += in_deviations(mean(&changes), before);
                 fallen.push(name.clone());
             }
         }

@@ -1,6 +1,9 @@
 //! Adapters added into the weights they are for, and taken out again.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
 
 use tch::{Kind, Tensor};
 
@@ -39,15 +42,23 @@ pub fn merge(parameters: &Parameters, adapters: &BTreeMap<String, Adapter>) -> R
         }
         updates.push((key, weight, adapter));
     }
-    let mut saved = BTreeMap::new();
-    tch::no_grad(|| {
+    let mut merged = Merged { saved: BTreeMap::new() };
+    let all = AssertUnwindSafe(|| {
+        let _no_grad = tch::no_grad_guard();
         for (key, weight, adapter) in updates {
-            saved.insert(key, weight.copy());
-            let merged = weight.to_kind(Kind::Float) + delta(adapter).to_device(weight.device());
-            weight.shallow_clone().copy_(&merged.to_kind(weight.kind()));
+            let sum = weight.to_kind(Kind::Float) + delta(adapter).to_device(weight.device());
+            merged.saved.insert(key, weight.copy());
+            weight.shallow_clone().copy_(&sum.to_kind(weight.kind()));
         }
     });
-    Ok(Merged { saved })
+    match catch_unwind(all) {
+        Ok(()) => Ok(merged),
+        Err(panic) => {
+            // Memory ran out half-way: nothing stays merged.
+            merged.unmerge(parameters);
+            resume_unwind(panic)
+        }
+    }
 }
 
 impl Merged {

@@ -64,8 +64,10 @@ impl Unet {
         let kind = self.parameters.kind;
         let time = self.time.forward(timesteps, kind);
         let recomputed = self.checkpointing.then(|| {
-            let trained = self.parameters.trained().into_iter().map(|(_, tensor)| tensor);
-            trained.chain([time.shallow_clone()]).collect()
+            // The time embedding's own layers get their gradient through `time`, once.
+            let trained =
+                self.parameters.trained().into_iter().filter(|(name, _)| !name.starts_with("time_embedding."));
+            trained.map(|(_, tensor)| tensor).chain([time.shallow_clone()]).collect()
         });
         let call = Call { time, context, recomputed };
         let mut x = self.conv_in.forward(&latents.to_kind(kind));

@@ -292,6 +292,29 @@ fn checkpointing_and_micro_batches_give_the_same_gradients() {
     }
 }
 
+/// The time embedding trains too, and every block that is computed again has it as an input.
+#[test]
+fn checkpointing_gives_the_same_gradients_of_every_weight() {
+    let source = Source::open(&golden_model(), SourceOptions::default()).unwrap();
+    let (config, weights) = source.unet().unwrap();
+    let mut unet = Unet::new(&config, weights.trained(true)).unwrap();
+    let fixture = Fixture::open("finetune/finetune.safetensors");
+    let (x, context) = (fixture.torch("latents"), fixture.torch("context"));
+    let timesteps = Tensor::from_slice(&[801.0_f32, 201.0]);
+    let mut gradients = |checkpointing: bool| {
+        unet.checkpointing = checkpointing;
+        unet.parameters.trained().iter_mut().for_each(|(_, tensor)| tensor.zero_grad());
+        unet.forward(&x, &timesteps, &context).square().mean(Kind::Float).backward();
+        let trained = unet.parameters.trained().into_iter();
+        trained.map(|(name, tensor)| (name, tensor.grad().copy())).collect::<BTreeMap<_, _>>()
+    };
+    let (plain, recomputed) = (gradients(false), gradients(true));
+    for (name, gradient) in &plain {
+        let apart = squares(&(gradient - &recomputed[name])).sqrt();
+        assert!(apart <= 1e-5 * squares(gradient).sqrt(), "{name}: {apart:e}");
+    }
+}
+
 fn squares(tensor: &Tensor) -> f64 {
     tensor.square().sum(Kind::Double).double_value(&[])
 }
