@@ -1,6 +1,7 @@
 //! `diffusion finetune`: the loop around every method. Prompts in seeded order, roll-out, reward, the method's loss, and one
 //! place that steps (`step.rs`); held-out prompts are watched for reward hacking, checkpoints resume bit for bit.
 
+mod check;
 mod config;
 mod deal;
 mod denoise;

@@ -1,7 +1,8 @@
-//! The loop: a step, what is logged of it, evaluations, checkpoints, the end.
+//! The loop: a step, what is logged of it, checkpoints, the end.
+
+mod evaluate;
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
@@ -11,21 +12,19 @@ use reward::{
     event::{Event, Observer, TunedStep},
     native::memory,
     run::{RunFolder, checkpoints, metrics::Metrics},
-    weights::save::replace_file,
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::{
     Ended,
-    config::{FinetuneConfig, RewardScale, Train},
+    config::{FinetuneConfig, Train},
     deal::{Deal, image_seed},
-    denoise, grid,
+    denoise,
     parts::Parts,
     planner::{Choice, Estimate},
     reward_work::{Perturbed, RewardWork},
     saved::{self, Progress},
-    scale,
     step::{Outcome, Stepper},
     watch::{self, HeldOut, Snapshot},
 };
@@ -193,51 +192,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Reports progress, and ends what is under way when the user asks; only before the first step, where nothing is lost.
-    fn watched(&self, phase: &'static str) -> impl Fn(usize, usize) -> Result<()> {
-        let (observer, stop) = (self.observer, self.stop);
-        move |done, total| {
-            observer.event(&Event::Progress { phase, done, total });
-            if stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
-        }
-    }
-
-    /// Sets the unit of every reward: what an earlier part of the run found, or else from images of the base model.
-    fn scale_rewards(&mut self, folder: &Path) -> Result<()> {
-        if self.method.is_none() || self.config.reward_scale == RewardScale::Raw {
-            return Ok(());
-        }
-        let scales = match scale::read(folder)? {
-            Some(known) => known,
-            None => {
-                let images = HeldOut::new(
-                    &self.parts.prompts,
-                    self.config.scale_images,
-                    image_seed(self.config.seed, "scale", 0),
-                    self.parts.models.latents,
-                    self.stepper.micro,
-                );
-                let progress = self.watched("images for the rewards' scale");
-                let snapshot = self
-                    .policy
-                    .as_base(|base| images.snapshot(base, &self.objective, &self.parts.embeddings, &progress))?;
-                let mut scales = BTreeMap::new();
-                for weighted in &self.parts.rewards {
-                    scales
-                        .insert(weighted.label.clone(), scale::of(&weighted.label, snapshot.measure(&weighted.label))?);
-                }
-                scale::write(folder, &scales)?;
-                scales
-            }
-        };
-        for (scale, weighted) in self.objective.scales.iter_mut().zip(&self.parts.rewards) {
-            *scale = *scales
-                .get(&weighted.label)
-                .ok_or_else(|| Error::data(format!("{}: no scale of reward `{}`", scale::FILE, weighted.label)))?;
-        }
-        Ok(())
-    }
-
     pub(super) fn train(&mut self) -> Result<Ended> {
         let config = self.config;
         let total = config.train_steps;
@@ -326,81 +280,6 @@ impl<'a> Run<'a> {
         }
         self.observer.event(&Event::Tuned(&figures));
         Ok(())
-    }
-
-    /// Compares held-out images with the base model's, writes the figures and a picture, and keeps the best. True where the
-    /// stop rule holds.
-    fn evaluate(&mut self) -> Result<bool> {
-        let (Some(folder), Some(metrics)) = (self.folder, &mut self.metrics) else { return Ok(false) };
-        let step = self.progress.step;
-        if self.method.is_none() {
-            let work = denoising(self.config, self.parts, &self.policy, &self.images);
-            let loss = self.stepper.with_means(|| work.held_out_loss(self.config))?;
-            if let Some(loss) = loss {
-                metrics.add(&json!({"step": step, "held_out_loss": loss}))?;
-                self.observer.event(&Event::Note(&format!("step {step}: held-out loss {loss:.5}")));
-            }
-        }
-        let Some((held_out, base)) = &self.held_out else { return Ok(false) };
-        let (policy, objective, parts, observer) = (&self.policy, &self.objective, self.parts, self.observer);
-        let tuned = self.stepper.with_means(|| {
-            held_out.snapshot(policy, objective, &parts.embeddings, &|done, total| {
-                observer.event(&Event::Progress { phase: "held-out images", done, total });
-                Ok(())
-            })
-        })?;
-        let comparison = held_out.compare(&tuned, base, &parts.rewards);
-        let mut line = comparison.line.clone();
-        line.insert("step".to_owned(), json!(step));
-        if let Some(norm) = watch::lora_norm(&parts.models.unet.parameters) {
-            line.insert("lora_norm".to_owned(), json!(norm));
-        }
-        metrics.add(&json!(line))?;
-        let (png, size) = grid::png(&base.pixels, &tuned.pixels)?;
-        fs_err::create_dir_all(folder.path().join("samples"))?;
-        let path = folder.path().join(format!("samples/step-{step:06}.png"));
-        replace_file(&path, |partial| Ok(fs_err::write(partial, &png)?))?;
-        metrics.image(step, "base above, tuned below", &png, size)?;
-        let best = self.progress.best_composite.is_none_or(|best| comparison.composite > best);
-        let text = format!(
-            "step {step}: held-out reward {:.4}, gain {:+.3} [{:+.3}, {:+.3}], ε-drift {:.2e}{}{}",
-            comparison.line["held_out_reward"].as_f64().unwrap_or(f64::NAN),
-            comparison.gain,
-            comparison.interval[0],
-            comparison.interval[1],
-            comparison.line["epsilon_drift"].as_f64().unwrap_or(f64::NAN),
-            if comparison.fallen.is_empty() {
-                String::new()
-            } else {
-                format!(", fell: {}", comparison.fallen.join(", "))
-            },
-            if best { ", best so far" } else { "" },
-        );
-        self.observer.event(&Event::Note(&text));
-        if best {
-            self.progress.best_composite = Some(comparison.composite);
-            let path = folder.path().join("best");
-            let (models, stepper, progress) = (&parts.models, &self.stepper, &self.progress);
-            stepper.with_means(|| saved::checkpoint(&path, models, stepper, progress))?;
-        }
-        let rose = comparison.interval[0] > 0.0;
-        let hacked = self.config.stop_after_falls.is_some_and(|falls| comparison.fallen.len() >= falls);
-        Ok(rose && hacked && step > 0)
-    }
-
-    /// What the stop rule does: the best weights are the run's result.
-    fn roll_back(&mut self) -> Result<Ended> {
-        let Some(folder) = self.folder else { return self.finish() };
-        let best = folder.path().join("best");
-        let text = format!(
-            "step {}: the reward rises while other measures fall: stopped, back to {}",
-            self.progress.step,
-            best.display()
-        );
-        self.observer.event(&Event::Warning(&text));
-        saved::weights(&best.join("trained.safetensors"), &self.stepper)?;
-        self.stepper.ema = None;
-        self.finish()
     }
 
     fn save(&mut self) -> Result<()> {
