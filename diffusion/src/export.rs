@@ -2,15 +2,18 @@
 
 use std::path::Path;
 
+use reward::weights::file::TensorFile;
+
 use crate::{
     Error, Result,
-    config::PRESETS,
+    config::{PRESETS, TextConfig},
     lora::{self, Layers, Lora},
     save,
     source::{Source, SourceOptions},
     text::TextEncoder,
     unet::Unet,
     vae::Vae,
+    weights::{Stored, Weights},
 };
 
 /// The layout of a LoRA file.
@@ -81,7 +84,31 @@ pub fn folder(
         Some((path, scale)) => Lora::open(path, &source.layers()?, scale)?,
         None => Lora::default(),
     };
-    let (config, weights) = source.text_encoder()?;
+    write(&source, source.text_encoder()?, &lora, precision, output)
+}
+
+/// Writes the model `random:PRESET` as [`folder`] does, to be trained from scratch. Its text encoder is the text tower of the
+/// CLIP in the Hugging Face folder `clip`, which has to be of the preset's size.
+///
+/// # Errors
+/// No such preset, a CLIP that does not fit or cannot be read, there is something at `output`, or the disk is full or not writable.
+pub fn untrained(preset: &str, seed: u64, clip: &Path, output: &Path) -> Result<()> {
+    let source = Source::open(&format!("random:{preset}"), SourceOptions { seed, ..SourceOptions::default() })?;
+    let file = TensorFile::open(&clip.join("model.safetensors"))?;
+    let tower = file.shapes().keys().filter(|key| key.starts_with("text_model."));
+    let place = tower.map(|key| (key.clone(), Stored { file: 0, name: key.clone(), rows: None })).collect();
+    let weights = Weights::from_files(format!("{} (text tower)", clip.display()), vec![file], place);
+    let (config, _) = source.text_encoder()?;
+    write(&source, (config, weights), &Lora::default(), save::Precision::Full, output)
+}
+
+fn write(
+    source: &Source,
+    (config, weights): (TextConfig, Weights),
+    lora: &Lora,
+    precision: save::Precision,
+    output: &Path,
+) -> Result<()> {
     let text_encoder = TextEncoder::new(&config, weights)?;
     lora::merge(&text_encoder.parameters, &lora.text)?;
     let (config, weights) = source.unet()?;

@@ -4,61 +4,87 @@
 use std::path::Path;
 
 use anyhow::Result;
-use rand::{RngExt, SeedableRng, seq::SliceRandom};
+use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    world::{Background, Colour, Request, SIZES, Scene, Shape, Style},
-    write::write_picture,
+    world::{Colour, Request, Scene, Shape},
+    write::{row, worded, write_parquet, write_picture},
 };
 
-/// Combinations of the thirty that no caption shows.
-const HELD_OUT: usize = 6;
+/// Writes `pretraining.parquet`: `count` pictures under `images/pretraining/`, each with its caption, beside another picture.
+/// The same seed gives the same bytes.
+///
+/// # Errors
+/// A file cannot be written.
+pub(crate) fn write_pretraining(folder: &Path, seed: u64, count: usize) -> Result<()> {
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    generator.set_stream(5);
+    let pictures = write_captioned(folder, "pretraining", &Request::all(), count, &mut generator)?;
+    let others = pictures.iter().skip(1).chain(&pictures[..1]);
+    let triplets: Vec<_> = (pictures.iter().zip(others))
+        .map(|((request, path), (_, other))| {
+            row(request, partly(request, &mut generator), [path.clone(), other.clone()])
+        })
+        .collect();
+    write_parquet(&folder.join("pretraining.parquet"), &triplets)
+}
 
 /// Writes `captions.csv` (`prompt`, `path`) with `count` pictures under `images/captions/`, and the prompts `prompts.txt` and
-/// `held-out.txt`, which share no combination of shape and colour. The same seed gives the same bytes.
+/// `held-out.txt`: of each shape, one colour is only in the latter. The same seed gives the same bytes.
 ///
 /// # Errors
 /// A file cannot be written.
 pub(crate) fn write_captions(folder: &Path, seed: u64, count: usize) -> Result<()> {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     generator.set_stream(4);
-    let mut combinations: Vec<(Shape, Colour)> =
-        Shape::ALL.iter().flat_map(|shape| Colour::ALL.iter().map(|colour| (*shape, *colour))).collect();
-    combinations.shuffle(&mut generator);
-    let (held_out, shown) = combinations.split_at(HELD_OUT);
-    fs_err::create_dir_all(folder.join("images/captions"))?;
-    let mut table = "prompt,path\n".to_owned();
-    for index in 0..count {
-        let (shape, colour) = shown[index % shown.len()];
-        let size = generator.random_range(SIZES.0..SIZES.1);
-        let scene = Scene {
-            shape,
-            colour,
-            size,
-            position: [(); 2].map(|()| generator.random_range(size..1.0 - size)),
-            background: Background::ALL[generator.random_range(0..Background::ALL.len())],
-            style: Style::ALL[generator.random_range(0..Style::ALL.len())],
-        };
-        // A caption says the shape and its colour, and the rest every other time.
-        let request = Request {
-            shape,
-            colour,
-            background: generator.random_bool(0.5).then_some(scene.background),
-            style: generator.random_bool(0.5).then_some(scene.style),
-        };
-        let path = write_picture(folder, &format!("images/captions/{index:05}"), &scene, &mut generator)?;
-        table += &format!("{request},{path}\n");
-    }
-    fs_err::write(folder.join("captions.csv"), table)?;
-    for (name, combinations) in [("prompts.txt", shown), ("held-out.txt", held_out)] {
-        let prompts = combinations.iter().map(|(shape, colour)| {
-            let request = Request { shape: *shape, colour: *colour, background: None, style: None };
-            format!("{request}\n")
-        });
-        fs_err::write(folder.join(name), prompts.collect::<String>())?;
+    let (mut shapes, mut colours) = (Shape::ALL.to_vec(), Colour::ALL.to_vec());
+    shapes.shuffle(&mut generator);
+    colours.shuffle(&mut generator);
+    let held_out: Vec<_> = shapes.into_iter().zip(colours).collect();
+    let (held_out, shown): (Vec<Request>, Vec<Request>) =
+        Request::all().into_iter().partition(|request| held_out.contains(&(request.shape, request.colour)));
+    let pictures = write_captioned(folder, "captions", &shown, count, &mut generator)?;
+    let rows: String =
+        pictures.iter().map(|(request, path)| format!("{},{path}\n", partly(request, &mut generator))).collect();
+    fs_err::write(folder.join("captions.csv"), format!("prompt,path\n{rows}"))?;
+    for (name, requests) in [("prompts.txt", shown), ("held-out.txt", held_out)] {
+        fs_err::write(folder.join(name), requests.iter().map(|request| format!("{request}\n")).collect::<String>())?;
     }
     Ok(())
+}
+
+/// People do not say all that is in a picture: a sixth of captions leave out the shape, and another sixth the colour.
+fn partly(request: &Request, generator: &mut impl Rng) -> String {
+    let (colour, shape) = (request.colour.word(), request.shape.word());
+    let subject = format!("{colour} {shape}");
+    worded(request, generator).replace(
+        &subject,
+        &match generator.random_range(0..6) {
+            0 => format!("{colour} shape"),
+            1 => shape.to_owned(),
+            _ => subject.clone(),
+        },
+    )
+}
+
+/// Writes `count` pictures of what is asked for, the requests in turn, and gives each with its path.
+fn write_captioned(
+    folder: &Path,
+    name: &str,
+    requests: &[Request],
+    count: usize,
+    generator: &mut impl Rng,
+) -> Result<Vec<(Request, String)>> {
+    fs_err::create_dir_all(folder.join("images").join(name))?;
+    let write = |index: usize| {
+        let request = requests[index % requests.len()];
+        let scene = Scene::random(generator);
+        let background = request.background.unwrap_or(scene.background);
+        let scene = Scene { shape: request.shape, colour: request.colour, background, ..scene };
+        Ok((request, write_picture(folder, &format!("images/{name}/{index:05}"), &scene, generator)?))
+    };
+    (0..count).map(write).collect()
 }
 
 #[cfg(test)]
@@ -71,8 +97,8 @@ mod tests {
         write_captions(folder.path(), 3, 48).unwrap();
         let read = |name: &str| fs_err::read_to_string(folder.path().join(name)).unwrap();
         let (table, prompts, held_out) = (read("captions.csv"), read("prompts.txt"), read("held-out.txt"));
-        assert_eq!((table.lines().count(), prompts.lines().count(), held_out.lines().count()), (49, 24, 6));
-        for combination in held_out.lines().map(|prompt| prompt.split_once(' ').unwrap().1) {
+        assert_eq!((table.lines().count(), prompts.lines().count(), held_out.lines().count()), (49, 64, 16));
+        for combination in held_out.lines() {
             assert!(!table.contains(combination), "{combination}");
         }
         for (_, path) in table.lines().skip(1).map(|row| row.split_once(',').unwrap()) {

@@ -15,18 +15,18 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::world::{Background, Colour, Request, SIZES, Scene, Shape, Style, popularity, render};
+use super::world::{Background, Colour, Request, Scene, Shape, popularity, render};
 
 /// Side of the pictures in pixels.
-pub(crate) const SIDE: u32 = 64;
+pub(crate) const SIDE: u32 = 32;
 /// Of a user's taste: they prefer `a` to `b` with probability σ((popularity(a) - popularity(b)) / TEMPERATURE).
-const TEMPERATURE: f64 = 0.6;
+const TEMPERATURE: f64 = 0.5;
 /// How often a picture follows one point of its request, as by a text-to-image model of middling quality.
 const OBEDIENCE: f64 = 0.6;
 /// Quality of the JPEG pictures; the others are PNG.
 const JPEG_QUALITY: u8 = 92;
 /// Column by column: what a trainer needs, then what was asked for, to slice by.
-const COLUMNS: [&str; 6] = ["prompt", "pos_path", "neg_path", "shape", "colour", "style"];
+const COLUMNS: [&str; 6] = ["prompt", "pos_path", "neg_path", "shape", "colour", "background"];
 
 /// How many triplets to write.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,8 @@ pub(crate) struct Written {
 }
 
 /// Writes `train.parquet`, `validation.parquet`, `test.parquet` and the pictures under `images/`. The same seed gives the
-/// same bytes. Eight requests in ten are for training, one each for validation and test.
+/// same bytes. Seven requests in ten are for training, one for validation, two for
+/// the test.
 ///
 /// # Errors
 /// A count of zero, or a file that cannot be written.
@@ -69,9 +70,8 @@ pub(crate) fn write_triplets(folder: &Path, seed: u64, counts: TripletCounts) ->
     );
     let mut requests = Request::all();
     requests.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-    let tenth = requests.len().div_ceil(10);
-    let (for_test, rest) = requests.split_at(tenth);
-    let (for_validation, for_training) = rest.split_at(tenth);
+    let (for_test, rest) = requests.split_at(requests.len().div_ceil(5));
+    let (for_validation, for_training) = rest.split_at(requests.len().div_ceil(10));
     let split = |stream, name, requests, triplets| {
         let mut generator = ChaCha8Rng::seed_from_u64(seed);
         generator.set_stream(stream);
@@ -105,7 +105,7 @@ fn write_split(
             write_picture(folder, &format!("images/{name}/{index:05}-{role}"), scene, generator)
         };
         let paths = [write("pos", &scenes[positive])?, write("neg", &scenes[negative])?];
-        rows.push(row(request, paths, generator));
+        rows.push(row(request, worded(request, generator), paths));
     }
     let file = folder.join(format!("{name}.parquet"));
     write_parquet(&file, &rows)?;
@@ -115,15 +115,19 @@ fn write_split(
     Ok(Split { file, triplets, prompts: prompts.len(), ceiling: ceiling / triplets as f64 })
 }
 
-/// In the order of [`COLUMNS`]. The same request is worded in three ways.
-fn row(request: &Request, [positive, negative]: [String; 2], generator: &mut impl Rng) -> [String; COLUMNS.len()] {
-    let prompt = match generator.random_range(0..3) {
+/// In the order of [`COLUMNS`].
+pub(super) fn row(request: &Request, prompt: String, [positive, negative]: [String; 2]) -> [String; COLUMNS.len()] {
+    let background = request.background.map_or("any", Background::word);
+    [prompt, positive, negative, request.shape.word().into(), request.colour.word().into(), background.into()]
+}
+
+/// The same request is worded in three ways.
+pub(super) fn worded(request: &Request, generator: &mut impl Rng) -> String {
+    match generator.random_range(0..3) {
         0 => format!("a picture of {request}"),
         1 => format!("draw {request}"),
         _ => request.to_string(),
-    };
-    let style = request.style.map_or("any", Style::word);
-    [prompt, positive, negative, request.shape.word().into(), request.colour.word().into(), style.into()]
+    }
 }
 
 fn draw_scene(request: &Request, generator: &mut impl Rng) -> Scene {
@@ -131,14 +135,11 @@ fn draw_scene(request: &Request, generator: &mut impl Rng) -> Scene {
         let any = members[generator.random_range(0..members.len())];
         if generator.random_bool(OBEDIENCE) { wanted.unwrap_or(any) } else { any }
     }
-    let size = generator.random_range(SIZES.0..SIZES.1);
     Scene {
         shape: follow(Some(request.shape), Shape::ALL, generator),
         colour: follow(Some(request.colour), Colour::ALL, generator),
-        size,
-        position: [(); 2].map(|()| generator.random_range(size..1.0 - size)),
         background: follow(request.background, Background::ALL, generator),
-        style: follow(request.style, Style::ALL, generator),
+        ..Scene::random(generator)
     }
 }
 
@@ -163,7 +164,7 @@ pub(super) fn write_picture(folder: &Path, stem: &str, scene: &Scene, generator:
     Ok(path)
 }
 
-fn write_parquet(file: &Path, rows: &[[String; COLUMNS.len()]]) -> Result<()> {
+pub(super) fn write_parquet(file: &Path, rows: &[[String; COLUMNS.len()]]) -> Result<()> {
     let fields: String = COLUMNS.iter().map(|column| format!("required binary {column} (utf8); ")).collect();
     let schema = Arc::new(parse_message_type(&format!("message triplets {{ {fields}}}"))?);
     let mut writer =

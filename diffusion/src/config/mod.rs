@@ -16,7 +16,7 @@ pub use unet::UnetConfig;
 pub use vae::VaeConfig;
 
 /// The names of the presets: `random:NAME` is a model of this architecture.
-pub const PRESETS: [&str; 3] = ["sd-tiny", "sd15", "sd21-base"];
+pub const PRESETS: [&str; 4] = ["sd-tiny", "sd-toy", "sd15", "sd21-base"];
 
 /// The model family that a class of diffusers or transformers belongs to, where it is one that is not supported.
 pub fn other_family(class_name: &str) -> Option<&'static str> {

@@ -175,7 +175,7 @@ impl UnetConfig {
     }
 
     /// One of [`super::PRESETS`]: `sd15` as <https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5>, `sd21-base` as
-    /// <https://huggingface.co/stabilityai/stable-diffusion-2-1-base>, `sd-tiny` for tests.
+    /// <https://huggingface.co/stabilityai/stable-diffusion-2-1-base>, `sd-tiny` for tests, `sd-toy` for the demo.
     pub fn preset(name: &str) -> Option<Self> {
         let published = Self {
             sample_size: 64,
@@ -209,6 +209,17 @@ impl UnetConfig {
                 layers_per_block: 1,
                 heads: vec![2, 4],
                 cross_attention_dim: 32,
+                use_linear_projection: true,
+                ..published
+            }),
+            "sd-toy" => Some(Self {
+                sample_size: 8,
+                block_out_channels: vec![64, 128],
+                down_attention: vec![true, true],
+                up_attention: vec![true, true],
+                layers_per_block: 1,
+                heads: vec![2, 4],
+                cross_attention_dim: 64,
                 use_linear_projection: true,
                 ..published
             }),

@@ -120,6 +120,13 @@ impl VaeConfig {
                 norm_num_groups: 8,
                 ..published
             }),
+            "sd-toy" => Some(Self {
+                sample_size: 32,
+                block_out_channels: vec![16, 32, 32],
+                layers_per_block: 1,
+                norm_num_groups: 8,
+                ..published
+            }),
             _ => None,
         }
     }

@@ -1,0 +1,234 @@
+//! The whole way on the toy world: a CLIP, a reward from what users liked, a text-to-image model, that model tuned against the
+//! reward, and what came of it.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
+
+use anyhow::Result;
+use diffusion::{
+    export::untrained,
+    finetune::{self, FinetuneConfig, finetune},
+    generate::{self, GenerateConfig, generate},
+};
+use reward::{
+    Error,
+    data::image_set::ImageSet,
+    score::spec::RewardSpec,
+    train::{
+        config::TrainConfig,
+        fit::{self, train},
+    },
+};
+use serde::de::DeserializeOwned;
+
+use super::{
+    truth::{Figure, Truth},
+    world::{Colour, Shape},
+    write::Written,
+};
+use crate::{
+    cli::{EvaluateArgs, ValidateArgs},
+    commands,
+    progress::Progress,
+    signals,
+};
+
+/// Images of every held-out prompt.
+const IMAGES_PER_PROMPT: usize = 8;
+const STAGES: usize = 6;
+
+/// Runs every stage, in `output`, on the data in its folder `data`.
+///
+/// # Errors
+/// Those of the stages.
+pub(super) fn run(output: &Path, seed: u64, data: &Written, progress: &Progress) -> Result<ExitCode> {
+    Demo { output, seed, data, progress, stop: signals::listen()?, start: Instant::now() }.run()
+}
+
+struct Demo<'a> {
+    output: &'a Path,
+    seed: u64,
+    data: &'a Written,
+    progress: &'a Progress,
+    stop: Arc<AtomicBool>,
+    start: Instant,
+}
+
+impl Demo<'_> {
+    fn run(&self) -> Result<ExitCode> {
+        self.stage(1, "a CLIP learns what words look like");
+        let clip = self.reward_trainer("clip", include_str!("../../configs/demo/clip.toml"), "pretraining", None)?;
+        self.stage(2, "it becomes a reward: which of two pictures a user liked");
+        let clip = clip.join("final");
+        let text = include_str!("../../configs/demo/reward.toml");
+        let reward = self.reward_trainer("reward", text, "train", Some(&clip))?.join("best");
+        self.validate(&reward)?;
+        self.stage(3, "a text-to-image model is trained from scratch");
+        let model = self.text_to_image(&clip)?;
+        self.stage(4, "its images for prompts whose shape and colour it has never seen together");
+        let tuning: FinetuneConfig = read(include_str!("../../configs/demo/finetune.toml"))?;
+        let base = self.images("base", &model, None, &tuning)?;
+        self.stage(5, "it learns to please the reward");
+        let run = self.tune(&model, &reward, tuning.clone())?;
+        let tuned = self.images("tuned", &model, Some(&run.join("lora")), &tuning)?;
+        self.stage(6, "what came of it");
+        self.judge(&tuned, &base, &run, &reward)
+    }
+
+    fn stage(&self, number: usize, text: &str) {
+        let seconds = self.start.elapsed().as_secs();
+        self.progress.line(&format!("\n[{number}/{STAGES}, after {}:{:02}] {text}", seconds / 60, seconds % 60));
+    }
+
+    /// A folder of the demo, without what an earlier demo left there.
+    fn fresh(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.output.join(name);
+        if folder.exists() {
+            fs_err::remove_dir_all(&folder)?;
+        }
+        Ok(folder)
+    }
+
+    fn data(&self, name: &str) -> PathBuf {
+        self.output.join("data").join(name)
+    }
+
+    fn reward_trainer(&self, name: &str, config: &str, file: &str, from: Option<&Path>) -> Result<PathBuf> {
+        let folder = self.fresh(name)?;
+        let config = TrainConfig {
+            training_file: vec![self.data(&format!("{file}.parquet")).display().to_string()],
+            validation_file: vec![self.data.validation.file.display().to_string()],
+            checkout_path: from.map(|path| path.display().to_string()),
+            save_folder: Some(folder.clone()),
+            seed: self.seed,
+            ..read(config)?
+        };
+        match train(&config, false, self.progress, &self.stop)? {
+            fit::Ended::Interrupted { .. } => Err(Error::interrupted().into()),
+            _ => Ok(folder),
+        }
+    }
+
+    fn validate(&self, reward: &Path) -> Result<()> {
+        let ceiling = self.data.test.ceiling;
+        self.progress.line(&format!("held-out test prompts; no scorer can expect more than {ceiling:.4}:"));
+        commands::validate::run(&ValidateArgs {
+            validation_file: vec![self.data.test.file.display().to_string()],
+            checkout_path: Some(reward.display().to_string()),
+            slice_by: Some("shape".to_owned()),
+            ..ValidateArgs::default()
+        })?;
+        Ok(())
+    }
+
+    /// The folder of the trained model.
+    fn text_to_image(&self, clip: &Path) -> Result<PathBuf> {
+        let start = self.fresh("untrained")?;
+        untrained("sd-toy", self.seed, clip, &start)?;
+        let config = FinetuneConfig {
+            model: Some(start.display().to_string()),
+            images: Some(self.data("captions.csv")),
+            output: Some(self.fresh("text-to-image")?),
+            seed: self.seed,
+            ..read(include_str!("../../configs/demo/text-to-image.toml"))?
+        };
+        self.finetune(&config)
+    }
+
+    fn finetune(&self, config: &FinetuneConfig) -> Result<PathBuf> {
+        match finetune(config, false, self.progress, &self.stop)? {
+            finetune::Ended::Finished(path) => Ok(path),
+            finetune::Ended::Interrupted { .. } => Err(Error::interrupted().into()),
+        }
+    }
+
+    /// The folder of the run.
+    fn tune(&self, model: &Path, reward: &Path, config: FinetuneConfig) -> Result<PathBuf> {
+        let folder = self.fresh("finetune")?;
+        self.finetune(&FinetuneConfig {
+            model: Some(model.display().to_string()),
+            reward: vec![format!("social-reward={}", reward.display()).parse::<RewardSpec>()?],
+            prompts: Some(self.data("prompts.txt")),
+            held_out_prompts: Some(self.data("held-out.txt")),
+            output: Some(folder.clone()),
+            seed: self.seed,
+            ..config
+        })?;
+        Ok(folder)
+    }
+
+    /// The folder of the images, sampled as in training.
+    fn images(&self, name: &str, model: &Path, lora: Option<&Path>, tuning: &FinetuneConfig) -> Result<PathBuf> {
+        let folder = self.fresh(name)?;
+        let config = GenerateConfig {
+            model: Some(model.display().to_string()),
+            prompts: Some(self.data("held-out.txt")),
+            lora: lora.map(Path::to_owned),
+            images_per_prompt: IMAGES_PER_PROMPT,
+            steps: tuning.sample_steps,
+            guidance_scale: tuning.sampling().0,
+            batch_size: 32,
+            seed: self.seed,
+            output: Some(folder.clone()),
+            ..GenerateConfig::default()
+        };
+        match generate(&config, self.progress, &self.stop)? {
+            generate::Ended::Finished { .. } => Ok(folder),
+            generate::Ended::Interrupted { .. } => Err(Error::interrupted().into()),
+        }
+    }
+
+    /// Prints what the reward thinks and what is true, and writes the report.
+    fn judge(&self, tuned: &Path, base: &Path, run: &Path, reward: &Path) -> Result<ExitCode> {
+        // The report draws the curves of the run that lies beside the images.
+        fs_err::copy(run.join("metrics.jsonl"), tuned.join("metrics.jsonl"))?;
+        let report = self.output.join("report.html");
+        let reward = reward.display();
+        commands::evaluate::run(&EvaluateArgs {
+            images: Some(tuned.to_owned()),
+            baseline: Some(base.to_owned()),
+            metrics: vec![format!("social-reward={reward}"), "saturation".to_owned(), "diversity".to_owned()],
+            report: Some(report.clone()),
+            ..EvaluateArgs::default()
+        })?;
+        let sets = [tuned, base].map(ImageSet::read);
+        let [tuned, base] = sets;
+        let (tuned, base) = (tuned?, base?);
+        let (tuned, base) = (Truth::of(&tuned)?, Truth::of(&base)?);
+        let gain = tuned.against(&base)?;
+        let row = |what: &str, base: Figure, tuned: Figure, chance: String| {
+            let figure =
+                |Figure { mean, interval }: Figure| format!("{mean:.3} [{:.3}, {:.3}]", interval.low, interval.high);
+            format!("  {what:<22}{:<24}{:<24}{chance}\n", figure(base), figure(tuned))
+        };
+        let chance = |members: usize| format!("{:.3}", 1.0 / members as f64);
+        commands::print(&format!(
+            "\nThe truth, which no trainer saw (95 % intervals, prompts resampled)\n  {:<22}{:<24}{:<24}by chance\n{}{}{}\
+             true popularity rose by {:+.3} [{:+.3}, {:+.3}]; tuned images win {:.3} [{:.3}, {:.3}] of {} pairs\n\n{}",
+            "",
+            "base",
+            "tuned",
+            row("true popularity", base.popularity(), tuned.popularity(), String::new()),
+            row("colour as asked", base.colour(), tuned.colour(), chance(Colour::ALL.len())),
+            row("shape as asked", base.shape(), tuned.shape(), chance(Shape::ALL.len())),
+            gain.mean_difference,
+            gain.mean_difference_low,
+            gain.mean_difference_high,
+            gain.win_rate,
+            gain.interval_low,
+            gain.interval_high,
+            gain.n_pairs,
+            report.display(),
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A configuration of `configs/demo`.
+fn read<T: DeserializeOwned>(text: &str) -> Result<T> {
+    Ok(toml::from_str(text)?)
+}

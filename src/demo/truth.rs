@@ -1,0 +1,103 @@
+//! What no trainer sees: how popular the images of a set truly are, and whether they show what was asked for.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use reward::{
+    data::image_set::ImageSet,
+    eval::{
+        comparison::{Comparison, Pair, compare, mean},
+        intervals::{Interval, bootstrap_by_prompt, bootstrap_mean_by_prompt},
+    },
+};
+
+use super::{
+    detector::detect,
+    world::{Request, Scene, popularity},
+};
+
+/// How popular a picture is that shows nothing: as one of no size, whoever asked.
+const OF_NOTHING: f64 = -1.5;
+
+/// An image as the toy world sees it.
+pub(crate) struct Judged {
+    request: Request,
+    scene: Option<Scene>,
+    popularity: f64,
+}
+
+/// A set as the toy world sees it.
+pub(crate) struct Truth<'a> {
+    set: &'a ImageSet,
+    judged: Vec<Judged>,
+}
+
+/// A mean over images with its 95 % interval, prompts resampled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Figure {
+    pub(crate) mean: f64,
+    pub(crate) interval: Interval,
+}
+
+impl<'a> Truth<'a> {
+    /// Looks at every image.
+    ///
+    /// # Errors
+    /// An image cannot be read, or a prompt is not a request as the toy world words it.
+    pub(crate) fn of(set: &'a ImageSet) -> Result<Self> {
+        let requests: HashMap<String, Request> =
+            Request::all().into_iter().map(|request| (request.to_string(), request)).collect();
+        let judge = |row: usize| {
+            let image = &set.images[set.rows[row].image as usize];
+            let picture = image::load_from_memory(&image.read()?).with_context(|| image.label())?.into_rgb8();
+            let prompt = set.prompt(&set.rows[row]);
+            let request =
+                *requests.get(prompt).with_context(|| format!("\"{prompt}\" is no request of the toy world"))?;
+            let scene = detect(&picture, picture.width());
+            let popularity = scene.as_ref().map_or(OF_NOTHING, |scene| popularity(&request, scene));
+            Ok(Judged { request, scene, popularity })
+        };
+        Ok(Self { set, judged: (0..set.rows.len()).map(judge).collect::<Result<_>>()? })
+    }
+
+    fn prompts(&self) -> Vec<&str> {
+        self.set.rows.iter().map(|row| self.set.prompt(row)).collect()
+    }
+
+    /// Mean true popularity.
+    pub(crate) fn popularity(&self) -> Figure {
+        let values: Vec<f64> = self.judged.iter().map(|judged| judged.popularity).collect();
+        Figure { mean: mean(&values), interval: bootstrap_mean_by_prompt(&self.prompts(), &values, 0) }
+    }
+
+    fn share(&self, obeys: impl Fn(&Request, &Scene) -> bool) -> Figure {
+        let obeys = |judged: &Judged| judged.scene.as_ref().is_some_and(|scene| obeys(&judged.request, scene));
+        let values: Vec<f64> = self.judged.iter().map(|judged| f64::from(u8::from(obeys(judged)))).collect();
+        Figure { mean: mean(&values), interval: bootstrap_by_prompt(&self.prompts(), &values, 0) }
+    }
+
+    /// Share of images in the colour that was asked for.
+    pub(crate) fn colour(&self) -> Figure {
+        self.share(|request, scene| request.colour == scene.colour)
+    }
+
+    /// Share of images that show the shape that was asked for.
+    pub(crate) fn shape(&self) -> Figure {
+        self.share(|request, scene| request.shape == scene.shape)
+    }
+
+    /// True popularity against that of `baseline`, by pairs of the same prompt and seed.
+    ///
+    /// # Errors
+    /// There are no pairs.
+    pub(crate) fn against(&self, baseline: &Self) -> Result<Comparison> {
+        let pairs = self.set.pairs(baseline.set)?;
+        let pair = |(row, other): &(usize, usize)| Pair {
+            prompt: self.set.prompt(&self.set.rows[*row]),
+            score: self.judged[*row].popularity,
+            baseline: baseline.judged[*other].popularity,
+        };
+        let pairs: Vec<Pair> = pairs.matched.iter().map(pair).collect();
+        compare("true popularity", &pairs, 0).context("no pairs of images to compare")
+    }
+}
