@@ -1,29 +1,18 @@
 //! `evaluate`: figures, the cache, the report, and sets that are wrong.
 
-use image::{Rgb, RgbImage};
 use parquet::{file::reader::SerializedFileReader, record::RowAccessor};
 use serde_json::Value;
 
-use crate::harness::Workspace;
+use crate::{harness::Workspace, image_sets};
 
 const EVALUATE: &str = "evaluate --device cpu --metrics social-reward=random:tiny";
 /// What needs no libtorch is measured in both builds.
 const METRICS: &str = if cfg!(feature = "torch") { ",saturation,diversity,fid-clip,kid-clip" } else { ",diversity" };
 
-/// Writes `name/set.csv` with four images for each of three prompts, and the images; those of `name` are in hue `hue`.
+/// Four images for each of three prompts.
 fn write_set(work: &Workspace, name: &str, hue: u8) {
-    fs_err::create_dir(work.path(name)).unwrap();
-    let mut table = "prompt,path,seed\n".to_owned();
-    for (prompt, words) in ["a red fox", "an <owl> & \"friends\"", "snow, at night"].into_iter().enumerate() {
-        for seed in 0..4_u32 {
-            let path = format!("{prompt}-{seed}.png");
-            let shade = |x: u32, y: u32| (x * y * (seed + 1) + 40 * prompt as u32) as u8;
-            let picture = RgbImage::from_fn(48, 40, |x, y| Rgb([shade(x, y), hue, shade(y, 3)]));
-            picture.save(work.path(name).join(&path)).unwrap();
-            table += &format!("\"{}\",{path},{seed}\n", words.replace('"', "\"\""));
-        }
-    }
-    work.write(&format!("{name}/set.csv"), table);
+    let prompts = ["a red fox", "an <owl> & \"friends\"", "snow, at night"];
+    image_sets::write_set(work, name, hue, &prompts.map(|prompt| (prompt, &[[48, 40]; 4][..])));
 }
 
 fn two_sets() -> Workspace {

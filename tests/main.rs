@@ -22,8 +22,10 @@ mod evaluate;
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build does not train"))]
 mod harness;
 mod help;
+mod image_sets;
 #[cfg(feature = "torch")]
 mod interrupted;
+mod report_browser;
 #[cfg(feature = "torch")]
 mod same_losses;
 #[cfg(feature = "torch")]
@@ -31,3 +33,4 @@ mod shuffled_labels;
 #[cfg(feature = "torch")]
 mod tensors;
 mod triplets;
+mod webdriver;

@@ -6,10 +6,11 @@ use reward::eval::comparison::Comparison;
 
 use super::picture::escaped;
 
-const WIDTH: f64 = 440.0;
-const HEIGHT: f64 = 220.0;
+/// About that of a phone, so that text is drawn at its size.
+const WIDTH: f64 = 340.0;
+const HEIGHT: f64 = 200.0;
 /// Left of the plots, for labels.
-const MARGIN: f64 = 64.0;
+const MARGIN: f64 = 68.0;
 
 /// One line of a plot.
 pub(super) struct Series<'a> {
@@ -62,7 +63,11 @@ pub(super) fn lines(title: &str, x_name: &str, series: &[Series]) -> String {
 }
 
 fn short(value: f64) -> String {
-    if value == 0.0 || (0.01..1e5).contains(&value.abs()) { format!("{value:.3}") } else { format!("{value:.1e}") }
+    match value.abs() {
+        0.0 | 0.01..1e2 => format!("{value:.3}"),
+        1e2..1e5 => format!("{value:.1}"),
+        _ => format!("{value:.1e}"),
+    }
 }
 
 /// Win rates with their intervals, a row a metric, and the line at a half.
@@ -102,7 +107,7 @@ mod tests {
     fn lines_span_the_plot() {
         let series = [Series { name: "<a>", class: "set", points: vec![(1.0, 0.5), (3.0, f64::NAN), (5.0, 1.5)] }];
         let svg = lines("Reward", "step", &series);
-        assert!(svg.contains(r#"points="64.0,188.0 428.0,12.0""#), "{svg}");
+        assert!(svg.contains(r#"points="68.0,168.0 328.0,12.0""#), "{svg}");
         assert_eq!(lines("Reward", "step", &[]), "");
     }
 }

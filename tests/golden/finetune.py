@@ -30,10 +30,7 @@ The loss on the standardised rewards r of all images is -mean(r) or mean(relu(ma
 import copy
 import json
 import math
-import sys
 from pathlib import Path
-
-sys.path.pop(0)  # this folder's statistics.py would stand in for Python's own
 
 import torch
 import torch.nn.functional as F

@@ -8,11 +8,8 @@ rounded weights.
 """
 
 import shutil
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.pop(0)  # statistics.py of this folder would hide Python's own.
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel

@@ -7,10 +7,7 @@ diffusers 0.42.1, transformers 5, torch 2.11.0. `pipeline/model` is the folder a
 """
 
 import json
-import sys
 from pathlib import Path
-
-sys.path.pop(0)  # this folder's statistics.py would stand in for Python's own
 
 import numpy as np
 import torch

@@ -10,10 +10,7 @@ they are all of the diffusers model's.
 
 import json
 import re
-import sys
 from pathlib import Path
-
-sys.path.pop(0)  # statistics.py of this folder would hide Python's own.
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel

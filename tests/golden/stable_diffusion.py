@@ -5,11 +5,7 @@ torch 2.11.0, diffusers 0.42.1, transformers 5.24.0, safetensors. What each file
 """
 
 import json
-import sys
 from pathlib import Path
-
-# `statistics.py` beside this file would hide Python's own, which torch imports.
-sys.path.remove(str(Path(__file__).parent))
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel

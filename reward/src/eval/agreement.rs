@@ -32,7 +32,7 @@ fn centred_ranks(values: &[f64]) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    /// python tests/golden/statistics.py (scipy.stats.spearmanr)
+    /// python tests/golden/comparison_statistics.py (scipy.stats.spearmanr)
     #[test]
     fn it_is_scipys_with_ties() {
         let left = [1.0, 2.0, 2.0, 3.5, 5.0, 4.0, 0.5, 2.0];

@@ -134,7 +134,7 @@ mod tests {
         assert!(interval.low < 0.8 && interval.high > 2.2, "{interval:?}");
     }
 
-    /// python tests/golden/statistics.py (scipy)
+    /// python tests/golden/comparison_statistics.py (scipy)
     #[test]
     fn wilson_is_scipys() {
         assert_close(wilson(7.0, 10), 0.39677814746114526, 0.892208732593699, 1e-12);

@@ -134,7 +134,7 @@ mod tests {
         assert_eq!((figures.interval_low, figures.interval_high), (low, high));
     }
 
-    /// python tests/golden/statistics.py (numpy, sklearn)
+    /// python tests/golden/comparison_statistics.py (numpy, sklearn)
     #[test]
     fn figures_are_sklearns() {
         let mut state = 1_u64;

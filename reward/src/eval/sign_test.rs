@@ -14,7 +14,7 @@ pub fn sign_test(wins: u64, losses: u64) -> f64 {
 mod tests {
     use super::*;
 
-    /// python tests/golden/statistics.py (scipy.stats.binomtest)
+    /// python tests/golden/comparison_statistics.py (scipy.stats.binomtest)
     #[test]
     fn p_values_are_scipys() {
         for (wins, pairs, wanted) in [

@@ -1,7 +1,7 @@
 """Prints the values that the tests of reward/src/eval compare with.
 
 pip install numpy scipy scikit-learn
-python tests/golden/statistics.py
+python tests/golden/comparison_statistics.py
 """
 
 import numpy as np
