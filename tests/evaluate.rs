@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::harness::Workspace;
 
-const EVALUATE: &str = "evaluate --device cpu --metrics social-reward=random:tiny";
+pub(crate) const EVALUATE: &str = "evaluate --device cpu --metrics social-reward=random:tiny";
 /// What needs no libtorch is measured in both builds.
 const METRICS: &str = if cfg!(feature = "torch") { ",saturation,diversity,fid-clip,kid-clip" } else { ",diversity" };
 
 /// Writes `name/set.csv` with four images for each of three prompts, and the images; those of `name` are in hue `hue`.
-fn write_set(work: &Workspace, name: &str, hue: u8) {
+pub(crate) fn write_set(work: &Workspace, name: &str, hue: u8) {
     fs_err::create_dir(work.path(name)).unwrap();
     let mut table = "prompt,path,seed\n".to_owned();
     for (prompt, words) in ["a red fox", "an <owl> & \"friends\"", "snow, at night"].into_iter().enumerate() {
@@ -26,14 +26,14 @@ fn write_set(work: &Workspace, name: &str, hue: u8) {
     work.write(&format!("{name}/set.csv"), table);
 }
 
-fn two_sets() -> Workspace {
+pub(crate) fn two_sets() -> Workspace {
     let work = Workspace::new();
     write_set(&work, "tuned", 200);
     write_set(&work, "base", 20);
     work
 }
 
-fn keys(value: &Value) -> Vec<&str> {
+pub(crate) fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
