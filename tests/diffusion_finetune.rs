@@ -161,6 +161,8 @@ fn same_as_whole(work: &Workspace, run: &str) {
         "checkpoints/step-9/ema.safetensors",
         "checkpoints/step-9/optimizer.safetensors",
         "samples/step-000008.png",
+        "samples/step-000008/images.parquet",
+        "samples/step-000008/images/00001-1.png",
     ] {
         let bytes = |run: &str| work.bytes(&format!("{run}/{file}"));
         assert!(bytes(run) == bytes("whole"), "{file} differs");
@@ -188,6 +190,22 @@ fn a_killed_or_stopped_run_resumes_to_the_same_bytes() {
     same_as_whole(&work, "killed");
     work.run(&resume).succeeds();
     same_as_whole(&work, "killed");
+
+    // The held-out images of all evaluations are sets that pair.
+    let samples = "evaluate --device cpu --metrics social-reward=random:tiny --images whole/samples";
+    let answer = work.run(&format!("{samples} --baseline whole/samples/step-000000 --json")).json();
+    let names: Vec<_> = answer["sets"].as_array().unwrap().iter().map(|set| set["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["step-000004", "step-000008", "step-000009", "step-000000"]);
+    let held_out = work.metrics("whole", "held_out_reward");
+    for (line, found) in held_out[1..].iter().zip(answer["comparisons"].as_array().unwrap()) {
+        assert_eq!(
+            (&found["set"], &found["n_pairs"]),
+            (&format!("step-{:06}", line["step"].as_u64().unwrap()).into(), &5.into())
+        );
+        // As the run measured it, but for 8 bits a channel.
+        let rose = line["held_out_reward"].as_f64().unwrap() - held_out[0]["held_out_reward"].as_f64().unwrap();
+        assert!((found["mean_difference"].as_f64().unwrap() - rose).abs() < 0.01, "{found} {line}");
+    }
     let changed = work.run(&format!("{resume} --learning-rate 1e-5").replace("--anchor 0.1", "--anchor 0"));
     changed.fails(2, &["anchor", "learning_rate"]).hints("config.toml");
     work.run(&format!("{TINY} {LONG} --output killed")).fails(2, &["holds another run"]).hints("--resume");

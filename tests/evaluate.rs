@@ -5,24 +5,24 @@ use serde_json::Value;
 
 use crate::{harness::Workspace, image_sets};
 
-const EVALUATE: &str = "evaluate --device cpu --metrics social-reward=random:tiny";
+pub(crate) const EVALUATE: &str = "evaluate --device cpu --metrics social-reward=random:tiny";
 /// What needs no libtorch is measured in both builds.
 const METRICS: &str = if cfg!(feature = "torch") { ",saturation,diversity,fid-clip,kid-clip" } else { ",diversity" };
 
 /// Four images for each of three prompts.
-fn write_set(work: &Workspace, name: &str, hue: u8) {
+pub(crate) fn write_set(work: &Workspace, name: &str, hue: u8) {
     let prompts = ["a red fox", "an <owl> & \"friends\"", "snow, at night"];
     image_sets::write_set(work, name, hue, &prompts.map(|prompt| (prompt, &[[48, 40]; 4][..])));
 }
 
-fn two_sets() -> Workspace {
+pub(crate) fn two_sets() -> Workspace {
     let work = Workspace::new();
     write_set(&work, "tuned", 200);
     write_set(&work, "base", 20);
     work
 }
 
-fn keys(value: &Value) -> Vec<&str> {
+pub(crate) fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 

@@ -19,6 +19,8 @@ mod diffusion_interrupted;
 #[cfg(feature = "torch")]
 mod diffusion_models;
 mod evaluate;
+mod evaluate_kept;
+mod evaluate_sets;
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build does not train"))]
 mod harness;
 mod help;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use reward::{device::DeviceName, evaluate::metric::MetricSpec};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Flags of `evaluate`.
 #[derive(Args, Serialize, Deserialize, Default)]
@@ -14,20 +14,31 @@ use serde::{Deserialize, Serialize};
   social-reward evaluate --images tuned/images.parquet --baseline base/images.parquet \\
     --metrics social-reward=OUT/best,diversity --report report.html
   social-reward evaluate --images pictures --metrics social-reward=OUT/best --json
+  social-reward evaluate --images tuned.csv --metrics social-reward=OUT/best --slice-by style
+  social-reward evaluate --images RUN/samples --baseline RUN/samples/step-000000 --metrics social-reward=OUT/best
 
 An image set is an images.parquet, a CSV or JSONL manifest with columns prompt, path and perhaps seed, or a folder that holds
 images.parquet, captions.csv (prompt, path) or NAME.txt beside every image. Two sets are compared image by image: pairs have the
-same prompt and seed; without seeds, the same place among the images of their prompt.
+same prompt and seed; without seeds, the same place among the images of their prompt. A folder whose subfolders hold
+images.parquet or captions.csv means all of these sets, such as the samples of a fine-tuning run, but for the baseline.
+
+scores.parquet is written after each metric, and with what is known when a run is stopped or fails; what it has is not
+computed again.
 
 Metrics: social-reward=PATH (a CLIP: folder, state dict, hub id or random:tiny); saturation, contrast, edge-density; diversity,
 and against a baseline fid-clip and kid-clip (with the CLIP of --clip, else of the first metric that has one).")]
 pub(crate) struct EvaluateArgs {
-    /// Images to judge: images.parquet, a CSV or JSONL manifest, or a folder with captions
-    #[arg(long, value_name = "SET")]
-    pub(crate) images: Option<PathBuf>,
+    /// Images to judge: images.parquet, a CSV or JSONL manifest, a folder with captions, or a folder of such folders; several are
+    /// each compared with the baseline
+    #[arg(long, value_name = "SET", num_args = 1..)]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_many")]
+    pub(crate) images: Vec<PathBuf>,
     /// Images to compare them with, pair by pair
     #[arg(long, value_name = "SET")]
     pub(crate) baseline: Option<PathBuf>,
+    /// Also show all figures by the values of this column of --images
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) slice_by: Option<String>,
     /// What to measure: NAME or NAME=PATH, separated by commas
     #[arg(long, value_name = "NAME[=PATH],…", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -35,7 +46,7 @@ pub(crate) struct EvaluateArgs {
     /// CLIP that diversity, fid-clip and kid-clip are measured with
     #[arg(long, value_name = "CKPT")]
     pub(crate) clip: Option<String>,
-    /// Folder for scores.parquet, which is also the cache [default: the folder of --images]
+    /// Folder for scores.parquet, which is also the cache [default: the folder of the last of --images]
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Write a report here, one HTML file with everything in it
@@ -64,6 +75,20 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// A path, or a list of them.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "images: want a path or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::Many(paths) => paths,
+    })
 }
 
 impl EvaluateArgs {

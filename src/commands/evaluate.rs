@@ -5,13 +5,13 @@ use std::{fmt::Write, path::Path, process::ExitCode};
 use anyhow::Result;
 use reward::{
     Error,
-    data::{image::DecodeOptions, image_set::ImageSet, preflight::OnBadImage},
+    data::{image::DecodeOptions, image_sets::ImageSets, preflight::OnBadImage},
     eval::comparison::Comparison,
     evaluate::{
         Column, Evaluation, Options, evaluate,
         metric::MetricName,
-        scores::{Cache, write},
-        summary::{MetricSummary, agreement, per_prompt},
+        scores::Store,
+        summary::{MetricSummary, Slice, Summary, agreement, per_prompt},
     },
     score::EmbedOptions,
     weights::OpenOptions,
@@ -24,30 +24,22 @@ const PROMPTS_SHOWN: usize = 5;
 
 pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
     let settings: EvaluateArgs = layered(arguments, arguments.config.as_deref())?;
-    let Some(images) = &settings.images else {
+    if settings.images.is_empty() {
         return Err(Error::usage("--images is missing")
             .hint("images.parquet, a CSV or JSONL manifest, or a folder with captions")
             .into());
-    };
+    }
     let options = options(&settings)?;
     options.check(settings.baseline.is_some())?;
     let (stop, progress) = (signals::listen()?, Progress::new());
-    let mut set = ImageSet::read(images)?;
-    let mut baseline = settings.baseline.as_deref().map(ImageSet::read).transpose()?;
-    if let (Some(path), Some(baseline)) = (&settings.baseline, &mut baseline)
-        && baseline.name == set.name
-    {
-        // As typed, to tell them apart.
-        (set.name, baseline.name) = (images.display().to_string(), path.display().to_string());
-    }
-    let folder = settings.output.as_deref().unwrap_or(&set.folder);
+    let sets = ImageSets::read(&settings.images, settings.baseline.as_deref(), settings.slice_by.as_deref())?;
+    let folder = settings.output.as_deref().unwrap_or(&sets.folder);
     fs_err::create_dir_all(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
-    let table = folder.join("scores.parquet");
+    let mut store = Store::open(&folder.join("scores.parquet"));
     let options = Options { device: commands::device(settings.device), ..options };
-    let evaluation = evaluate(&set, baseline.as_ref(), &options, &Cache::read(&table), &progress, &stop)?;
-    let rows = evaluation.rows();
-    write(&table, &rows)?;
-    progress.line(&format!("{} scores in {}, {} of them new", rows.len(), table.display(), evaluation.computed));
+    let evaluation = evaluate(&sets, &options, &mut store, &progress, &stop)?;
+    let (scores, table) = (store.rows.len(), store.path().display());
+    progress.line(&format!("{scores} scores in {table}, {} of them new", evaluation.computed));
     if let Some(path) = &settings.report {
         let pictures = report::write(path, &evaluation, &settings, options.seed)?;
         progress.line(&format!("report with {pictures} pictures: {}", path.display()));
@@ -81,37 +73,27 @@ fn options(settings: &EvaluateArgs) -> Result<Options> {
 /// The figures for people. Writing to a string cannot fail.
 fn as_text(evaluation: &Evaluation) -> String {
     let mut text = String::new();
-    for set in &evaluation.summary.sets {
+    let Summary { sets, comparisons, slices } = &evaluation.summary;
+    for set in sets {
         let _ = writeln!(text, "{}: {} images, {} prompts", set.name, set.n_images, set.n_prompts);
-        for (name, MetricSummary { mean, std, interval_low, interval_high, convention, .. }) in &set.metrics {
-            let figures = match (mean, std, interval_low, interval_high) {
-                (Some(mean), Some(std), Some(low), Some(high)) => {
-                    format!("{mean:>9.5} [{low:.5}, {high:.5}]  std {std:.5}")
-                }
-                (Some(mean), ..) => format!("{mean:>9.5}"),
-                _ => "  unknown".to_owned(),
-            };
-            let _ = writeln!(text, "  {name:<16}{figures}  ({convention})");
+        for (name, metric) in &set.metrics {
+            let _ = writeln!(text, "  {name:<16}{}  ({})", mean(metric), metric.convention);
         }
     }
-    let comparisons = &evaluation.summary.comparisons;
-    if let ([first, second], false) = (&evaluation.summary.sets[..], comparisons.is_empty()) {
-        let _ = writeln!(text, "\n{} against {} (95 % intervals, prompts resampled)", first.name, second.name);
+    if let Some(baseline) = sets.get(evaluation.judged).filter(|_| !comparisons.is_empty()) {
+        for set in &sets[..evaluation.judged] {
+            let _ = writeln!(text, "\n{} against {} (95 % intervals, prompts resampled)", set.name, baseline.name);
+            let is_own = |found: &&Comparison| found.set.as_ref().is_none_or(|name| *name == set.name);
+            comparisons.iter().filter(is_own).for_each(|found| compared(&mut text, found));
+        }
     }
-    for found in comparisons {
-        let Comparison { metric, n_pairs, win_rate, ties, interval_low, interval_high, .. } = found;
-        let _ = writeln!(
-            text,
-            "  {metric:<16}win rate {win_rate:.4} [{interval_low:.4}, {interval_high:.4}] of {n_pairs} pairs, {ties} tied"
-        );
-        let Comparison { mean_difference, mean_difference_low, mean_difference_high, p_value, effect_size, .. } = found;
-        let effect = effect_size.map_or(String::new(), |effect| format!(", effect size {effect:+.3}"));
-        let _ = writeln!(
-            text,
-            "{:18}difference {mean_difference:+.5} [{mean_difference_low:+.5}, {mean_difference_high:+.5}]{effect}, \
-             sign test p = {p_value:.3e}",
-            ""
-        );
+    for Slice { set, column, value, n_images, metrics, comparisons } in slices.iter().flatten() {
+        let of_set = set.as_ref().map_or(String::new(), |set| format!("{set}, "));
+        let _ = writeln!(text, "\n{of_set}{column} = {value}: {n_images} images");
+        for (name, metric) in metrics {
+            let _ = writeln!(text, "  {name:<16}{}", mean(metric));
+        }
+        comparisons.iter().for_each(|found| compared(&mut text, found));
     }
     for column in evaluation.columns.iter().filter(|column| matches!(column.name, MetricName::Reward(_))) {
         prompts_as_text(&mut text, evaluation, column);
@@ -126,11 +108,39 @@ fn as_text(evaluation: &Evaluation) -> String {
     text.trim_end().to_owned()
 }
 
+fn mean(MetricSummary { mean, std, interval_low, interval_high, .. }: &MetricSummary) -> String {
+    match (mean, std, interval_low, interval_high) {
+        (Some(mean), Some(std), Some(low), Some(high)) => {
+            format!("{mean:>9.5} [{low:.5}, {high:.5}]  std {std:.5}")
+        }
+        (Some(mean), ..) => format!("{mean:>9.5}"),
+        _ => "  unknown".to_owned(),
+    }
+}
+
+/// Two lines of a comparison.
+fn compared(text: &mut String, found: &Comparison) {
+    let Comparison { metric, n_pairs, win_rate, ties, interval_low, interval_high, .. } = found;
+    let _ = writeln!(
+        text,
+        "  {metric:<16}win rate {win_rate:.4} [{interval_low:.4}, {interval_high:.4}] of {n_pairs} pairs, {ties} tied"
+    );
+    let Comparison { mean_difference, mean_difference_low, mean_difference_high, p_value, effect_size, .. } = found;
+    let effect = effect_size.map_or(String::new(), |effect| format!(", effect size {effect:+.3}"));
+    let _ = writeln!(
+        text,
+        "{:18}difference {mean_difference:+.5} [{mean_difference_low:+.5}, {mean_difference_high:+.5}]{effect}, \
+         sign test p = {p_value:.3e}",
+        ""
+    );
+}
+
 /// The prompts that gain and lose most, and what picking among a prompt's images is worth.
 fn prompts_as_text(text: &mut String, evaluation: &Evaluation, column: &Column) {
     let (label, rows) = (&column.label, per_prompt(&evaluation.scored_pairs(column)));
     if rows.len() > 1 {
-        let _ = writeln!(text, "\n{label} by prompt (set, baseline, win rate), largest gain first");
+        let _ =
+            writeln!(text, "\n{label} by prompt ({}, baseline, win rate), largest gain first", evaluation.shown_name());
     }
     for (index, row) in rows.iter().enumerate().filter(|_| rows.len() > 1) {
         if index < PROMPTS_SHOWN || index + PROMPTS_SHOWN >= rows.len() {

@@ -90,6 +90,7 @@ fn of_images(prompt: &str, images: &[String]) -> Manifest {
         prompts: vec![prompt.to_owned()],
         images: images.iter().map(|path| ImageSource::File(path.into())).collect(),
         rows: images.iter().enumerate().map(row).collect(),
+        labels: Vec::new(),
     }
 }
 

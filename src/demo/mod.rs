@@ -23,7 +23,7 @@ use crate::{
 
 pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     if let Ok(path) = std::env::var("JUDGE") {
-        let set = reward::data::image_set::ImageSet::read(path.as_ref())?;
+        let set = reward::data::image_set::ImageSet::read(path.as_ref(), None)?;
         let truth = truth::Truth::of(&set)?;
         commands::print(&format!(
             "popularity {:?}\ncolour {:?}\nshape {:?}",
@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
             truth.shape()
         ))?;
         if let Ok(path) = std::env::var("BASE") {
-            let set = reward::data::image_set::ImageSet::read(path.as_ref())?;
+            let set = reward::data::image_set::ImageSet::read(path.as_ref(), None)?;
             commands::print(&format!("{:?}", truth.against(&truth::Truth::of(&set)?)?))?;
         }
         return Ok(ExitCode::SUCCESS);

@@ -189,13 +189,13 @@ impl Demo<'_> {
         let report = self.output.join("report.html");
         let reward = reward.display();
         commands::evaluate::run(&EvaluateArgs {
-            images: Some(tuned.to_owned()),
+            images: vec![tuned.to_owned()],
             baseline: Some(base.to_owned()),
             metrics: vec![format!("social-reward={reward}"), "saturation".to_owned(), "diversity".to_owned()],
             report: Some(report.clone()),
             ..EvaluateArgs::default()
         })?;
-        let sets = [tuned, base].map(ImageSet::read);
+        let sets = [tuned, base].map(|path| ImageSet::read(path, None));
         let [tuned, base] = sets;
         let (tuned, base) = (tuned?, base?);
         let (tuned, base) = (Truth::of(&tuned)?, Truth::of(&base)?);

@@ -1,4 +1,4 @@
-//! The pictures of a report: base and tuned side by side, or a set alone, with scores.
+//! The pictures of a report: baseline and last set side by side, or a set alone, with scores.
 
 use std::fmt::Write;
 
@@ -35,12 +35,12 @@ struct Case {
 /// An image cannot be read.
 pub(super) fn of(evaluation: &Evaluation) -> Result<Cards> {
     let first = evaluation.columns.first();
-    let by_first = |row, partner| first.and_then(|column| value(column, row, partner));
-    let mut cases: Vec<Case> = match &evaluation.pairs {
+    let by_first = |row, partner| first.and_then(|column| value(evaluation, column, row, partner));
+    let mut cases: Vec<Case> = match evaluation.pairs.last() {
         Some(pairs) => (pairs.matched.iter())
             .map(|&(row, other)| Case { row, partner: Some(other), value: by_first(row, Some(other)) })
             .collect(),
-        None => (0..evaluation.sets[0].rows.len())
+        None => (0..evaluation.sets[evaluation.last()].rows.len())
             .map(|row| Case { row, partner: None, value: by_first(row, None) })
             .collect(),
     };
@@ -49,7 +49,8 @@ pub(super) fn of(evaluation: &Evaluation) -> Result<Cards> {
     if all > CARDS {
         cases.drain(CARDS >> 1..all - (CARDS >> 1));
     }
-    let what = if evaluation.pairs.is_some() { "pairs" } else { "images" };
+    let what = if evaluation.pairs.is_empty() { "images" } else { "pairs" };
+    let what = if evaluation.judged > 1 { format!("{what} of {}", evaluation.shown_name()) } else { what.to_owned() };
     let note = if all > CARDS {
         format!("{CARDS} of {all} {what}: the best and the worst by the first metric. scores.parquet has all.")
     } else {
@@ -61,9 +62,9 @@ pub(super) fn of(evaluation: &Evaluation) -> Result<Cards> {
 }
 
 /// The gain over the partner, or the score.
-fn value(column: &Column, row: usize, partner: Option<usize>) -> Option<f64> {
-    let score = column.scores[0][row]?;
-    partner.map_or(Some(score), |partner| Some(score - column.scores[1][partner]?))
+fn value(evaluation: &Evaluation, column: &Column, row: usize, partner: Option<usize>) -> Option<f64> {
+    let score = column.scores[evaluation.last()][row]?;
+    partner.map_or(Some(score), |partner| Some(score - column.scores[evaluation.judged][partner]?))
 }
 
 fn shown(value: Option<f64>) -> String {
@@ -72,7 +73,7 @@ fn shown(value: Option<f64>) -> String {
 
 /// Writing to a string cannot fail.
 fn card(evaluation: &Evaluation, index: usize, case: &Case) -> Result<String> {
-    let set = evaluation.sets[0];
+    let set = evaluation.sets[evaluation.last()];
     let (row, prompt) = (&set.rows[case.row], set.prompt(&set.rows[case.row]));
     let mut html = format!(
         r#"<article class="card" id="case-{index}" data-prompt="{}" data-seed="{}""#,
@@ -80,19 +81,21 @@ fn card(evaluation: &Evaluation, index: usize, case: &Case) -> Result<String> {
         row.seed
     );
     for (place, column) in evaluation.columns.iter().enumerate() {
-        let value = value(column, case.row, case.partner).map_or(String::new(), |value| value.to_string());
+        let value = value(evaluation, column, case.row, case.partner).map_or(String::new(), |value| value.to_string());
         let _ = write!(html, r#" data-m{place}="{value}""#);
     }
     let _ = write!(html, r#"><h3>{}</h3><p class="soft">seed {}</p><div class="sides">"#, escaped(prompt), row.seed);
     // The baseline stands left: before and after.
-    let sides = case.partner.map(|partner| (1, partner)).into_iter().chain([(0, case.row)]);
+    let sides =
+        case.partner.map(|partner| (evaluation.judged, partner)).into_iter().chain([(evaluation.last(), case.row)]);
     for (place, row) in sides {
         html += &side(evaluation, place, row)?;
     }
     html += "</div>";
     if case.partner.is_some() {
         let gain = |column: &Column| {
-            let gain = value(column, case.row, case.partner).map_or("unknown".to_owned(), |gain| format!("{gain:+.4}"));
+            let gain = value(evaluation, column, case.row, case.partner);
+            let gain = gain.map_or("unknown".to_owned(), |gain| format!("{gain:+.4}"));
             format!("{} {gain}", column.label)
         };
         let gains: Vec<String> = evaluation.columns.iter().map(gain).collect();
@@ -118,7 +121,9 @@ fn side(evaluation: &Evaluation, place: usize, row: usize) -> Result<String> {
 
 /// Links to the first and last cards, which are sorted.
 fn extremes(evaluation: &Evaluation, cases: &[Case]) -> String {
-    let (set, Some(first)) = (evaluation.sets[0], evaluation.columns.first()) else { return String::new() };
+    let (set, Some(first)) = (evaluation.sets[evaluation.last()], evaluation.columns.first()) else {
+        return String::new();
+    };
     let item = |(index, case): (usize, &Case)| {
         let row = &set.rows[case.row];
         format!(
@@ -130,7 +135,7 @@ fn extremes(evaluation: &Evaluation, cases: &[Case]) -> String {
     };
     let best: String = cases.iter().enumerate().take(CASES).map(item).collect();
     let worst: String = cases.iter().enumerate().rev().take(CASES).map(item).collect();
-    let what = if evaluation.pairs.is_some() { "gain" } else { "score" };
+    let what = if evaluation.pairs.is_empty() { "score" } else { "gain" };
     format!(
         r#"<section aria-labelledby="extremes"><h2 id="extremes">Best and worst by {}</h2><div class="cases"><div><h3>Largest {what}</h3><ol>{best}</ol></div><div><h3>Smallest {what}</h3><ol>{worst}</ol></div></div></section>"#,
         escaped(&first.label)

@@ -16,7 +16,7 @@ const MARGIN: f64 = 68.0;
 pub(super) struct Series<'a> {
     /// What the legend says.
     pub(super) name: &'a str,
-    /// The style's class: `set` or `base`.
+    /// The style's class: `set`, or dashed `base` or `bound`.
     pub(super) class: &'static str,
     /// In ascending order of x.
     pub(super) points: Vec<(f64, f64)>,
@@ -70,8 +70,8 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Win rates with their intervals, a row a metric, and the line at a half.
-pub(super) fn win_rates(comparisons: &[Comparison]) -> String {
+/// Win rates `of` a set with their intervals, a row a metric, and the line at a half.
+pub(super) fn win_rates(comparisons: &[&Comparison], of: &str) -> String {
     const ROW: f64 = 30.0;
     const LABELS: f64 = 130.0;
     let x = |rate: f64| LABELS + rate * (WIDTH - LABELS - 16.0);
@@ -90,8 +90,9 @@ pub(super) fn win_rates(comparisons: &[Comparison]) -> String {
     let bottom = ROW * comparisons.len() as f64 + 12.0;
     let said: Vec<String> = comparisons.iter().map(|found| format!("{} {:.3}", found.metric, found.win_rate)).collect();
     format!(
-        r#"<figure><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Win rates: {said}"><path class="half" d="M{half:.1} 4V{bottom}"/><path class="axis" d="M{LABELS} {bottom}H{right:.1}"/>{svg}<text x="{LABELS}" y="{below}">0</text><text x="{half:.1}" y="{below}" text-anchor="middle">0.5</text><text x="{right:.1}" y="{below}" text-anchor="end">1</text></svg><figcaption>Win rate with 95 % interval, ties as half</figcaption></figure>"#,
+        r#"<figure><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Win rates: {said}"><path class="half" d="M{half:.1} 4V{bottom}"/><path class="axis" d="M{LABELS} {bottom}H{right:.1}"/>{svg}<text x="{LABELS}" y="{below}">0</text><text x="{half:.1}" y="{below}" text-anchor="middle">0.5</text><text x="{right:.1}" y="{below}" text-anchor="end">1</text></svg><figcaption>Win rate{of} with 95 % interval, ties as half</figcaption></figure>"#,
         height = bottom + 24.0,
+        of = escaped(of),
         said = escaped(&said.join(", ")),
         half = x(0.5),
         right = x(1.0),

@@ -16,10 +16,10 @@ const CURVES: [(&str, &str); 6] = [
     ("loss", "Training: loss"),
 ];
 
-/// The run's folder: that of the images, or the one around it.
+/// The run's folder: that of the images, the one around it, or the one around that, as of `samples/step-N/`.
 fn run_file(folder: &Path, name: &str) -> Option<PathBuf> {
-    let around = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    [Some(folder), around].into_iter().flatten().map(|folder| folder.join(name)).find(|path| path.is_file())
+    let around = folder.ancestors().skip(1).take(2).filter(|around| !around.as_os_str().is_empty());
+    std::iter::once(folder).chain(around).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 /// Figures of the curves that `metrics.jsonl` has; lines that are no JSON are passed over, as the last of a running run may be.
@@ -55,6 +55,6 @@ mod tests {
         fs_err::write(folder.path().join("metrics.jsonl"), lines).unwrap();
         fs_err::write(folder.path().join("config.toml"), "seed = 3\n").unwrap();
         assert!(of_run(&images).contains("Training: mean reward, from 0.1000 to 0.3000"));
-        assert_eq!(settings_of_run(&images), [("seed".to_owned(), "3".to_owned())]);
+        assert_eq!(settings_of_run(&images.join("step-1")), [("seed".to_owned(), "3".to_owned())]);
     }
 }

@@ -3,6 +3,7 @@
 mod cards;
 mod chart;
 mod curves;
+mod figures;
 mod picture;
 
 use std::{fmt::Write, path::Path};
@@ -12,7 +13,7 @@ use reward::{
     eval::comparison::Comparison,
     evaluate::{
         Evaluation,
-        summary::{MetricSummary, agreement, per_prompt},
+        summary::{agreement, per_prompt},
     },
     weights::save::replace_file,
 };
@@ -32,7 +33,11 @@ const TEMPLATE: &str = include_str!("report.html");
 pub(crate) fn write(path: &Path, evaluation: &Evaluation, settings: &EvaluateArgs, seed: u64) -> Result<usize> {
     let cards = cards::of(evaluation)?;
     let names: Vec<&str> = evaluation.sets.iter().map(|set| set.name.as_str()).collect();
-    let paired = names.len() > 1;
+    let (judged, baseline) = names.split_at(evaluation.judged);
+    let judged =
+        if judged.len() > 1 { format!("{} to {}", judged[0], judged[judged.len() - 1]) } else { judged.concat() };
+    let title: Vec<&str> = std::iter::once(judged.as_str()).chain(baseline.iter().copied()).collect();
+    let paired = !evaluation.pairs.is_empty();
     let subtitle = format!("social-reward {}, bootstrap seed {seed}", env!("CARGO_PKG_VERSION"));
     let options: String = (evaluation.columns.iter().enumerate())
         .map(|(index, column)| format!(r#"<option value="{index}">{}</option>"#, escaped(&column.label)))
@@ -40,9 +45,10 @@ pub(crate) fn write(path: &Path, evaluation: &Evaluation, settings: &EvaluateArg
     let (first, second) =
         if paired { ("largest gain first", "largest loss first") } else { ("best first", "worst first") };
     let parts = [
-        ("title", escaped(&names.join(" against "))),
+        ("title", escaped(&title.join(" against "))),
         ("subtitle", escaped(&subtitle)),
-        ("headline", headline(evaluation)),
+        ("headline", figures::headline(evaluation)),
+        ("slices", figures::slices(evaluation)),
         ("charts", charts(evaluation)),
         ("cases", cards.cases),
         ("grid_note", escaped(&cards.note)),
@@ -89,76 +95,16 @@ fn number(value: Option<f64>) -> String {
     value.map_or("unknown".to_owned(), |value| format!("{value:.5}"))
 }
 
-/// Writing to a string cannot fail.
-fn headline(evaluation: &Evaluation) -> String {
-    let summary = &evaluation.summary;
-    let mut html = String::new();
-    for Comparison {
-        metric,
-        n_pairs,
-        win_rate,
-        ties,
-        interval_low,
-        interval_high,
-        mean_difference,
-        mean_difference_low,
-        mean_difference_high,
-        p_value,
-        effect_size,
-    } in &summary.comparisons
-    {
-        let effect = effect_size.map_or("none".to_owned(), |effect| format!("{effect:+.3}"));
-        let _ = write!(
-            html,
-            r#"<tr><th scope="row">{}</th><td class="number"><strong>{win_rate:.4}</strong> [{interval_low:.4}, {interval_high:.4}]</td><td class="number">{mean_difference:+.5} [{mean_difference_low:+.5}, {mean_difference_high:+.5}]</td><td class="number">{effect}</td><td class="number">{p_value:.3e}</td><td class="number">{n_pairs}</td><td class="number">{ties}</td></tr>"#,
-            escaped(metric)
-        );
-    }
-    let head = ["win rate", "mean difference", "effect size", "sign test p", "pairs", "ties"].map(|name| (name, true));
-    let head: Vec<_> = std::iter::once(("metric", false)).chain(head).collect();
-    let mut parts = String::new();
-    if let [first, second] = &summary.sets[..] {
-        let caption = format!(
-            "{} against {}: pairs of the same prompt and seed; 95 % intervals from resampled prompts; a tie counts half",
-            first.name, second.name
-        );
-        parts = table(&caption, &head, &html);
-    }
-    let mut rows = String::new();
-    for set in &summary.sets {
-        for (name, MetricSummary { mean, std, interval_low, interval_high, convention, .. }) in &set.metrics {
-            let _ = write!(
-                rows,
-                r#"<tr><th scope="row">{}</th><td>{}</td><td class="number">{} [{}, {}]</td><td class="number">{}</td><td class="number">{}</td><td class="number">{}</td><td>{}</td></tr>"#,
-                escaped(&set.name),
-                escaped(name),
-                number(*mean),
-                number(*interval_low),
-                number(*interval_high),
-                number(*std),
-                set.n_images,
-                set.n_prompts,
-                escaped(convention),
-            );
-        }
-    }
-    let head = [
-        ("set", false),
-        ("metric", false),
-        ("mean", true),
-        ("std", true),
-        ("images", true),
-        ("prompts", true),
-        ("convention", false),
-    ];
-    parts + &table("Means over the images of each set; 95 % intervals from resampled prompts", &head, &rows)
-}
-
 fn charts(evaluation: &Evaluation) -> String {
-    let comparisons = &evaluation.summary.comparisons;
-    let mut figures = if comparisons.is_empty() { String::new() } else { win_rates(comparisons) };
+    let last = evaluation.shown_name();
+    let of_last = |found: &&Comparison| found.set.as_deref().is_none_or(|set| set == last);
+    let comparisons: Vec<&Comparison> = evaluation.summary.comparisons.iter().filter(of_last).collect();
+    let of = if evaluation.judged > 1 { format!(" of {last}") } else { String::new() };
+    let mut figures = if comparisons.is_empty() { String::new() } else { win_rates(&comparisons, &of) };
+    figures += &figures::by_set(&evaluation.summary, evaluation.judged);
     for column in &evaluation.columns {
-        let curves: Vec<Series> = (evaluation.sets.iter().zip(evaluation.best_of(column)).zip(["set", "base"]))
+        let curves = evaluation.sets.iter().zip(evaluation.best_of(column)).skip(evaluation.last());
+        let curves: Vec<Series> = (curves.zip(["set", "base"]))
             .map(|((set, curve), class)| {
                 let points = (1..).map(f64::from).zip(curve).collect();
                 Series { name: &set.name, class, points }
@@ -203,9 +149,13 @@ fn prompts(evaluation: &Evaluation) -> String {
             ("win rate", true),
             ("pairs", true),
         ];
+        let caption = match evaluation.judged {
+            1 => "Largest gain first".to_owned(),
+            _ => format!("Largest gain of {} first", evaluation.shown_name()),
+        };
         html = format!(
             r#"<section aria-labelledby="by-prompt"><h2 id="by-prompt">By prompt</h2>{}</section>"#,
-            table("Largest gain first", &head, &rows)
+            table(&caption, &head, &rows)
         );
     }
     let mut rows = String::new();

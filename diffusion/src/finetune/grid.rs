@@ -23,20 +23,30 @@ pub(super) fn png(base: &Tensor, tuned: &Tensor) -> Result<(Vec<u8>, [u32; 2])> 
     let mut sheet = RgbImage::from_pixel(side(shown as u32, width), side(2, height), image::Rgb([255; 3]));
     for (row, images) in [base, tuned].into_iter().enumerate() {
         for column in 0..shown {
-            let levels = (images.get(column).permute([1, 2, 0]) * 255.0).round().to_kind(Kind::Uint8);
-            let bytes = Vec::try_from(levels.contiguous().flatten(0, -1))
-                .map_err(|error| Error::data("pixels").caused_by(error))?;
-            let image = RgbImage::from_raw(width, height, bytes).ok_or_else(|| Error::data("pixels do not fit"))?;
+            let image = picture(&images.get(column))?;
             let (left, top) = (side(column as u32, width), side(row as u32, height));
             imageops::replace(&mut sheet, &image, left.into(), top.into());
         }
     }
-    let size = [sheet.height(), sheet.width()];
+    Ok((encoded(&sheet)?, [sheet.height(), sheet.width()]))
+}
+
+/// An image `[3, H, W]`, 0..=1, in 8 bits.
+pub(super) fn picture(pixels: &Tensor) -> Result<RgbImage> {
+    let levels = (pixels.permute([1, 2, 0]) * 255.0).round().to_kind(Kind::Uint8);
+    let bytes =
+        Vec::try_from(levels.contiguous().flatten(0, -1)).map_err(|error| Error::data("pixels").caused_by(error))?;
+    let (height, width) = (pixels.size()[1] as u32, pixels.size()[2] as u32);
+    RgbImage::from_raw(width, height, bytes).ok_or_else(|| Error::data("pixels do not fit"))
+}
+
+/// As a PNG file.
+pub(super) fn encoded(picture: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
-    sheet
+    picture
         .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|error| Error::data("the sample grid cannot be encoded").caused_by(error))?;
-    Ok((bytes.into_inner(), size))
+        .map_err(|error| Error::data("held-out images cannot be encoded").caused_by(error))?;
+    Ok(bytes.into_inner())
 }
 
 #[cfg(test)]

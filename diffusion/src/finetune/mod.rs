@@ -10,6 +10,7 @@ mod parts;
 pub mod planner;
 mod reward_work;
 mod run;
+mod samples;
 mod saved;
 mod scale;
 mod setup;

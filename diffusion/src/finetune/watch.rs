@@ -22,8 +22,10 @@ use crate::{
 
 /// The images that are made at every evaluation.
 pub(super) struct HeldOut {
-    prompts: Vec<String>,
-    seeds: Vec<u64>,
+    /// Of each image.
+    pub(super) prompts: Vec<String>,
+    /// Of each image.
+    pub(super) seeds: Vec<u64>,
     latents: [i64; 3],
     /// Images made at a time.
     micro: usize,

@@ -7,7 +7,7 @@ pub mod latents;
 pub mod picture;
 pub mod plan;
 mod sheet;
-mod table;
+pub(crate) mod table;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

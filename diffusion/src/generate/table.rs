@@ -23,7 +23,7 @@ enum Column {
 ///
 /// # Errors
 /// The disk is full or not writable.
-pub(super) fn write(
+pub(crate) fn write(
     path: &Path,
     config: &GenerateConfig,
     prompts: &[String],

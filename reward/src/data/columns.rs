@@ -121,6 +121,15 @@ pub(crate) fn whole_numbers(path: &Path, batch: &RecordBatch, name: &str) -> Res
     cast.as_primitive_opt::<Int64Type>().cloned().ok_or_else(wrong)
 }
 
+/// The cells of column `name` as text, to group rows by; one that is empty is `null`.
+pub(crate) fn labels(path: &Path, batch: &RecordBatch, name: &str) -> Result<Vec<String>> {
+    let options = FormatOptions::new().with_null("null");
+    let text = ArrayFormatter::try_new(&batch[name], &options).map_err(|error| {
+        Error::data(format!("{}: column `{name}` cannot be shown as text: {error}", path.display()))
+    })?;
+    Ok((0..batch.num_rows()).map(|row| text.value(row).to_string()).collect())
+}
+
 /// The columns, but for `prompt` and `path`, whose cells are all the same, with that value.
 pub(crate) fn constants(path: &Path) -> Result<BTreeMap<String, String>> {
     let table = Table::open(path)?;

@@ -15,6 +15,8 @@ use crate::{Error, Result};
 
 /// What counts as an image in a folder.
 const EXTENSIONS: [&str; 9] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "jfif"];
+/// What makes a folder a set.
+const TABLES: [&str; 2] = ["images.parquet", "captions.csv"];
 /// How many examples an error names.
 const EXAMPLES: usize = 3;
 
@@ -33,6 +35,8 @@ pub struct ImageSet {
     pub rows: Vec<SetRow>,
     /// What a parquet file says of all its images alike, such as the model: column and value.
     pub settings: BTreeMap<String, String>,
+    /// What each row is in the column that was asked for; empty if none was.
+    pub labels: Vec<String>,
 }
 
 /// One image of a set.
@@ -50,20 +54,21 @@ pub struct SetRow {
 
 impl ImageSet {
     /// Reads `images.parquet` or another manifest, or a folder that holds `images.parquet`, `captions.csv` or a `NAME.txt`
-    /// beside every image.
+    /// beside every image; `label` is a column of the table to group rows by.
     ///
     /// # Errors
     /// Nothing there, no image, an image that is missing or has no caption, two rows of the same prompt and seed (or image), and what
-    /// [`Manifest::read_seeded`] refuses.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// [`Manifest::read_labelled`] refuses.
+    pub fn read(path: &Path, label: Option<&str>) -> Result<Self> {
         let manifest = if !path.exists() {
             return Err(Error::data(format!("{} does not exist", path.display())));
         } else if !path.is_dir() {
             path.to_owned()
-        } else if let Some(table) =
-            ["images.parquet", "captions.csv"].map(|name| path.join(name)).into_iter().find(|table| table.is_file())
-        {
+        } else if let Some(table) = table_in(path) {
             table
+        } else if let Some(label) = label {
+            return Err(Error::data(format!("{}: images with a .txt each have no column `{label}`", path.display()))
+                .hint(format!("captions.csv with the columns prompt, path and {label}")));
         } else {
             return Self::numbered(path, captioned(path)?, BTreeMap::new());
         };
@@ -71,11 +76,11 @@ impl ImageSet {
             Some(extension) if extension == "parquet" => constants(&manifest)?,
             _ => BTreeMap::new(),
         };
-        Self::numbered(&manifest, Manifest::read_seeded(&manifest)?, settings)
+        Self::numbered(&manifest, Manifest::read_labelled(&manifest, label)?, settings)
     }
 
     fn numbered(path: &Path, manifest: Manifest, settings: BTreeMap<String, String>) -> Result<Self> {
-        let Manifest { prompts, images, rows } = manifest;
+        let Manifest { prompts, images, rows, labels } = manifest;
         let mut counts = vec![0; prompts.len()];
         let rows: Vec<SetRow> = rows
             .into_iter()
@@ -87,12 +92,12 @@ impl ImageSet {
             .collect();
         let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
         let name = match path.file_name().and_then(|name| name.to_str()) {
-            Some("images.parquet" | "captions.csv") => folder.file_name(),
+            Some(name) if TABLES.contains(&name) => folder.file_name(),
             _ if path.is_dir() => path.file_name(),
             _ => path.file_stem(),
         };
         let name = name.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        let set = Self { name, folder: folder.to_owned(), prompts, images, rows, settings };
+        let set = Self { name, folder: folder.to_owned(), prompts, images, rows, settings, labels };
         set.check_duplicates(path)?;
         set.check_files(path)?;
         Ok(set)
@@ -181,6 +186,11 @@ impl ImageSet {
     }
 }
 
+/// The table of the set that a folder is, if it is one that has a table.
+pub(super) fn table_in(folder: &Path) -> Option<PathBuf> {
+    TABLES.map(|name| folder.join(name)).into_iter().find(|table| table.is_file())
+}
+
 /// Rows that belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pairs {
@@ -228,7 +238,7 @@ fn captioned(folder: &Path) -> Result<Manifest> {
             seed: None,
         });
     }
-    Ok(Manifest { prompts: prompts.into_names(), images: images.sources, rows })
+    Ok(Manifest { prompts: prompts.into_names(), images: images.sources, rows, labels: Vec::new() })
 }
 
 #[cfg(test)]
@@ -242,7 +252,7 @@ mod tests {
         for name in ["1.png", "2.png", "3.png", "x.png", "y.png", "z.png"] {
             fs_err::write(folder.path().join(name), name).unwrap();
         }
-        ImageSet::read(&path)
+        ImageSet::read(&path, None)
     }
 
     #[test]
@@ -283,7 +293,7 @@ mod tests {
             "{error}"
         );
         assert!(error.hint_text().unwrap().starts_with("relative paths start at "));
-        let error = ImageSet::read(Path::new("/none")).unwrap_err();
+        let error = ImageSet::read(Path::new("/none"), None).unwrap_err();
         assert_eq!(error.to_string(), "/none does not exist");
     }
 
@@ -291,18 +301,18 @@ mod tests {
     fn a_folder_has_captions_beside_or_in_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
-        let refused = || ImageSet::read(folder.path()).unwrap_err().to_string();
+        let refused = || ImageSet::read(folder.path(), None).unwrap_err().to_string();
         assert!(refused().ends_with("no images in this folder"));
         for (name, content) in [("b.png", ""), ("a.JPG", ""), ("a.txt", "a fox\n"), ("notes.md", "")] {
             fs_err::write(place(name), content).unwrap();
         }
         assert!(refused().contains("b.txt beside it"));
         fs_err::write(place("b.txt"), "an owl").unwrap();
-        let set = ImageSet::read(folder.path()).unwrap();
+        let set = ImageSet::read(folder.path(), None).unwrap();
         assert_eq!(set.prompts, ["a fox", "an owl"]);
         assert_eq!(set.name, folder.path().file_name().unwrap().to_str().unwrap());
         fs_err::write(place("captions.csv"), "prompt,path\nan owl,b.png\n").unwrap();
-        let set = ImageSet::read(folder.path()).unwrap();
+        let set = ImageSet::read(folder.path(), None).unwrap();
         assert_eq!(
             (set.prompts, set.images[0].label()),
             (vec!["an owl".to_owned()], place("b.png").display().to_string())

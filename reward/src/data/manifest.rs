@@ -5,7 +5,7 @@ use std::path::Path;
 use arrow_array::Array;
 use serde_json::{Map, Value};
 
-use super::columns::{NullRows, Table, missing_column, strings, whole_numbers};
+use super::columns::{NullRows, Table, labels, missing_column, strings, whole_numbers};
 use super::distinct::{DistinctImages, DistinctStrings};
 use super::source::{ImageSource, not_opened};
 use crate::{Error, Result};
@@ -22,6 +22,8 @@ pub struct Manifest {
     pub images: Vec<ImageSource>,
     /// The rows, in the order of the file.
     pub rows: Vec<ManifestRow>,
+    /// What each row is in the column that was asked for; empty if none was.
+    pub labels: Vec<String>,
 }
 
 /// One image and the prompt to score it by.
@@ -46,19 +48,19 @@ impl Manifest {
     /// Another extension, an unreadable file, a missing column, a cell that is null or of another type, an empty path
     /// (rows of parquet count from 0, lines of text from 1), or no row at all.
     pub fn read(file: &Path) -> Result<Self> {
-        Self::read_with(file, false)
+        Self::read_with(Reader::new(file))
     }
 
-    /// Reads the column `seed` too, whole numbers, if there is one.
+    /// Reads the column `seed` too, whole numbers, if there is one, and the column `label`, of any type.
     ///
     /// # Errors
-    /// As [`Self::read`].
-    pub fn read_seeded(file: &Path) -> Result<Self> {
-        Self::read_with(file, true)
+    /// As [`Self::read`], and there is no column `label`.
+    pub fn read_labelled(file: &Path, label: Option<&str>) -> Result<Self> {
+        Self::read_with(Reader { seeds: true, label, ..Reader::new(file) })
     }
 
-    fn read_with(file: &Path, seeds: bool) -> Result<Self> {
-        let mut reader = Reader::new(file, seeds);
+    fn read_with(mut reader: Reader) -> Result<Self> {
+        let file = reader.file;
         match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("parquet") => reader.parquet()?,
             Some("csv") => reader.csv()?,
@@ -70,25 +72,28 @@ impl Manifest {
                 )));
             }
         }
-        let Reader { prompts, images, rows, .. } = reader;
+        let Reader { prompts, images, rows, labels, .. } = reader;
         if rows.is_empty() {
             return Err(Error::data(format!("no rows in {}", file.display())));
         }
-        Ok(Self { prompts: prompts.into_names(), images: images.sources, rows })
+        Ok(Self { prompts: prompts.into_names(), images: images.sources, rows, labels })
     }
 }
 
 struct Reader<'a> {
     file: &'a Path,
     seeds: bool,
+    label: Option<&'a str>,
     prompts: DistinctStrings,
     images: DistinctImages,
     rows: Vec<ManifestRow>,
+    labels: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(file: &'a Path, seeds: bool) -> Self {
-        Self { file, seeds, prompts: DistinctStrings::default(), images: DistinctImages::default(), rows: Vec::new() }
+    fn new(file: &'a Path) -> Self {
+        let (prompts, images) = (DistinctStrings::default(), DistinctImages::default());
+        Self { file, seeds: false, label: None, prompts, images, rows: Vec::new(), labels: Vec::new() }
     }
 
     fn add(&mut self, prompt: &str, path: &str, seed: Option<i64>) {
@@ -100,13 +105,15 @@ impl<'a> Reader<'a> {
     fn parquet(&mut self) -> Result<()> {
         let table = Table::open(self.file)?;
         let mut columns = vec![table.require(&["prompt"])?, table.require(&["path"])?];
-        columns.extend(table.require(&["seed"]).ok().filter(|_| self.seeds));
+        let seed = table.require(&["seed"]).ok().filter(|_| self.seeds);
+        columns.extend(seed);
+        columns.extend(self.label.map(|label| table.require(&[label])).transpose()?);
         let mut nulls = [NullRows::default(), NullRows::default(), NullRows::default()];
         let mut row = 0;
         for batch in table.batches(&columns, BATCH_ROWS)? {
             let batch = batch?;
             let (prompts, paths) = (strings(self.file, &batch, "prompt")?, strings(self.file, &batch, "path")?);
-            let seeds = columns.get(2).map(|name| whole_numbers(self.file, &batch, name)).transpose()?;
+            let seeds = seed.map(|name| whole_numbers(self.file, &batch, name)).transpose()?;
             for (index, (prompt, path)) in prompts.iter().zip(paths).enumerate() {
                 let path = path.filter(|path| !path.is_empty());
                 let seed = seeds.as_ref().map(|seeds| seeds.is_valid(index).then(|| seeds.value(index)));
@@ -120,6 +127,9 @@ impl<'a> Reader<'a> {
                     }
                 }
                 row += 1;
+            }
+            if let Some(label) = self.label {
+                self.labels.extend(labels(self.file, &batch, label)?);
             }
         }
         columns.iter().zip(&nulls).try_for_each(|(column, nulls)| nulls.check(self.file, column))
@@ -137,6 +147,7 @@ impl<'a> Reader<'a> {
                 .ok_or_else(|| missing_column(self.file.display(), &[name], header.iter()))
         };
         let (prompt, path, seed) = (place("prompt")?, place("path")?, place("seed").ok().filter(|_| self.seeds));
+        let label = self.label.map(place).transpose()?;
         for record in table.records() {
             let record = record.map_err(wrong)?;
             // Every record has the header's length, or the reader refuses it.
@@ -149,6 +160,7 @@ impl<'a> Reader<'a> {
                 record[seed].parse().map_err(what)
             });
             self.add(&record[prompt], &record[path], seed.transpose()?);
+            self.labels.extend(label.map(|label| record[label].to_owned()));
         }
         Ok(())
     }
@@ -158,13 +170,13 @@ impl<'a> Reader<'a> {
         for (line, number) in text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()) {
             let object: Map<String, Value> =
                 serde_json::from_str(line).map_err(|error| self.wrong_line(number, error))?;
-            let cell = |name: &str| match object.get(name) {
-                Some(Value::String(text)) => Ok(text),
-                Some(other) => Err(self.wrong_line(number, format!("`{name}` is {other}, wanted a string"))),
-                None => {
-                    let place = format!("{} line {number}", self.file.display());
-                    Err(missing_column(place, &[name], object.keys().map(String::as_str)))
-                }
+            let value = |name: &str| {
+                let place = format!("{} line {number}", self.file.display());
+                object.get(name).ok_or_else(|| missing_column(place, &[name], object.keys().map(String::as_str)))
+            };
+            let cell = |name: &str| match value(name)? {
+                Value::String(text) => Ok(text),
+                other => Err(self.wrong_line(number, format!("`{name}` is {other}, wanted a string"))),
             };
             let (prompt, path) = (cell("prompt")?, cell("path")?);
             if path.is_empty() {
@@ -173,7 +185,9 @@ impl<'a> Reader<'a> {
             let seed = object.get("seed").filter(|_| self.seeds).map(|seed| {
                 seed.as_i64().ok_or_else(|| self.wrong_line(number, format!("`seed` is {seed}, wanted a whole number")))
             });
+            let label = self.label.map(value).transpose()?;
             self.add(prompt, path, seed.transpose()?);
+            self.labels.extend(label.map(|label| label.as_str().map_or_else(|| label.to_string(), str::to_owned)));
         }
         Ok(())
     }
@@ -200,12 +214,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn labels_are_text_in_every_format() {
+        let folder = tempfile::tempdir().unwrap();
+        let labels = |name: &str, content: &str| {
+            let file = folder.path().join(name);
+            fs_err::write(&file, content).unwrap();
+            Manifest::read_labelled(&file, Some("n")).map(|manifest| manifest.labels)
+        };
+        assert_eq!(labels("m.csv", "n,prompt,path\n7,a,b\n,a,c\n").unwrap(), ["7", ""]);
+        let lines = [r#"{"prompt":"a","path":"b","n":7}"#, r#"{"prompt":"a","path":"c","n":null}"#];
+        assert_eq!(labels("m.jsonl", &lines.join("\n")).unwrap(), ["7", "null"]);
+        let error = labels("m.jsonl", r#"{"prompt":"a","path":"b"}"#).unwrap_err().to_string();
+        assert!(error.ends_with("m.jsonl line 1 has no column `n` (it has: prompt, path)"), "{error}");
+        let parquet = Path::new(TABLES).join("manifest.parquet");
+        assert_eq!(Manifest::read_labelled(&parquet, Some("path")).unwrap().labels, ["a.png", "sub/b.png", "a.png"]);
+        let error = Manifest::read_labelled(&parquet, Some("paths")).unwrap_err();
+        assert_eq!(error.hint_text(), Some("did you mean `path`?"));
+    }
+
     /// The message and hint for a manifest of this content.
     fn refused(name: &str, content: impl AsRef<[u8]>) -> (String, String) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join(name);
         fs_err::write(&file, content).unwrap();
-        let error = Manifest::read_seeded(&file).unwrap_err();
+        let error = Manifest::read_labelled(&file, None).unwrap_err();
         let message = error.to_string().replace(&format!("{}/", folder.path().display()), "");
         (message, error.hint_text().unwrap_or_default().to_owned())
     }

@@ -4,6 +4,7 @@ pub(crate) mod columns;
 mod distinct;
 pub mod image;
 pub mod image_set;
+pub mod image_sets;
 pub mod loader;
 pub mod manifest;
 pub mod preflight;

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use arrow_cast::display::{ArrayFormatter, FormatOptions};
 
-use super::columns::{ImageCell, ImageColumn, NullRows, Table, expand, strings};
+use super::columns::{ImageCell, ImageColumn, NullRows, Table, expand, labels, strings};
 use super::distinct::{Cell, DistinctImages, DistinctStrings};
 use super::source::ImageSource;
 use crate::{Error, Result};
@@ -198,18 +197,10 @@ impl Reader {
             let batch = batch?;
             part.read(&batch, self, &mut nulls)?;
             if let Some(slice_by) = options.slice_by.as_deref() {
-                self.add_slices(&batch, slice_by)?;
+                self.slices.extend(labels(path, &batch, slice_by)?);
             }
         }
         ["prompt", positive, negative].iter().zip(&nulls).try_for_each(|(column, nulls)| nulls.check(path, column))
-    }
-
-    fn add_slices(&mut self, batch: &RecordBatch, column: &str) -> Result<()> {
-        let format = FormatOptions::new().with_null("null");
-        let text = ArrayFormatter::try_new(&batch[column], &format)
-            .map_err(|error| Error::data(format!("column `{column}` cannot be shown as text: {error}")))?;
-        self.slices.extend((0..batch.num_rows()).map(|row| text.value(row).to_string()));
-        Ok(())
     }
 }
 

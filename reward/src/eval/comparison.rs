@@ -21,6 +21,9 @@ pub struct Pair<'a> {
 /// How a set does against the baseline. Intervals are 95 % bootstraps that draw whole prompts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
+    /// The set that is compared, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
     /// The metric's name.
     pub metric: String,
     /// Pairs with both scores.
@@ -61,6 +64,7 @@ pub fn compare(metric: &str, pairs: &[Pair], seed: u64) -> Option<Comparison> {
     let gained = bootstrap_mean_by_prompt(&prompts, &differences, seed);
     let (mean_difference, spread) = (mean(&differences), deviation(&differences));
     Some(Comparison {
+        set: None,
         metric: metric.to_owned(),
         n_pairs: pairs.len(),
         win_rate: mean(&outcomes),

@@ -44,8 +44,8 @@ impl SharedClip {
         }
     }
 
-    /// Cosines of prompt and image.
-    pub(super) fn scores(&mut self, items: &[Item], run: &Run) -> Result<Vec<Option<f64>>> {
+    /// Cosines of prompt and image, each set in `scores` as soon as it is known.
+    pub(super) fn scores(&mut self, items: &[Item], run: &Run, scores: &mut [Option<f64>]) -> Result<()> {
         let mut prompts: Vec<&str> = items.iter().map(|item| item.prompt).collect();
         prompts.sort_unstable();
         prompts.dedup();
@@ -64,13 +64,11 @@ impl SharedClip {
             }
         })?;
         let texts: HashMap<&str, Vec<f32>> = prompts.into_iter().zip(texts).collect();
-        let mut scores = vec![None; items.len()];
         self.embed(items, run, |index, embedding| {
             let text = &texts[items[index].prompt];
             let cosine: f32 = text.iter().zip(embedding).map(|(a, b)| a * b).sum();
             scores[index] = Some(f64::from(cosine));
-        })?;
-        Ok(scores)
+        })
     }
 
     /// Unit embeddings of these images by hash.

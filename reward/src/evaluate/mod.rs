@@ -8,27 +8,27 @@ mod pixels;
 mod scorer;
 pub mod scores;
 pub mod summary;
+mod tables;
 
 use std::{collections::HashMap, sync::atomic::AtomicBool};
 
 use self::{
     metric::{MetricName, MetricSpec},
     scorer::Scorer,
-    scores::{Cache, ScoreRow},
-    summary::{MetricSummary, SetSummary, Summary},
+    scores::Store,
+    summary::Summary,
+    tables::Tables,
 };
 use crate::{
     Error, Result,
     data::{
         image_set::{ImageSet, Pairs},
+        image_sets::ImageSets,
         loader::ordered,
         source::ImageSource,
     },
     device::DeviceName,
-    eval::{
-        best_of::best_of,
-        comparison::{Pair, compare},
-    },
+    eval::{best_of::best_of, comparison::Pair},
     event::{Event, Observer},
     score::{EmbedOptions, interrupted},
     weights::{OpenOptions, sha256},
@@ -127,8 +127,8 @@ pub struct Column {
     pub name: MetricName,
     /// The metric's name, with its path if the name alone is not unique.
     pub label: String,
-    /// What the numbers are.
-    pub convention: String,
+    /// What the numbers are, for every set.
+    pub conventions: Vec<String>,
     /// Of the weights; empty where there are none.
     pub checkpoint_sha256: String,
     /// A score for every row of every set.
@@ -137,74 +137,71 @@ pub struct Column {
 
 /// Everything that was found.
 pub struct Evaluation<'a> {
-    /// The set, then the baseline.
+    /// The sets that are judged, then the baseline.
     pub sets: Vec<&'a ImageSet>,
+    /// How many of them are judged.
+    pub judged: usize,
     /// SHA-256 of the image of every row of every set.
     pub hashes: Vec<Vec<String>>,
     /// The scores, by metric.
     pub columns: Vec<Column>,
-    /// Rows of the set and of the baseline that belong together.
-    pub pairs: Option<Pairs>,
-    /// Scores that were not in the cache.
+    /// Rows of each judged set and of the baseline that belong together; empty without a baseline.
+    pub pairs: Vec<Pairs>,
+    /// Scores that were not in the table.
     pub computed: usize,
     /// The figures.
     pub summary: Summary,
 }
 
-/// Scores `set` and `baseline` by all metrics; scores that `cache` has are taken from it.
+/// Scores all sets by all metrics, and compares each with the baseline. Scores that `store` has are taken from it; it is written
+/// after each metric, and with what is known when something fails.
 ///
 /// # Errors
 /// What [`Options::check`] refuses, no pairs, weights or images that cannot be read, or `stop` was set.
 pub fn evaluate<'a>(
-    set: &'a ImageSet,
-    baseline: Option<&'a ImageSet>,
+    image_sets: &'a ImageSets,
     options: &Options,
-    cache: &Cache,
+    store: &mut Store,
     observer: &dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Evaluation<'a>> {
+    let ImageSets { judged, baseline, label, .. } = image_sets;
     options.check(baseline.is_some())?;
     let run = Run { options, observer, stop };
-    let pairs = baseline.map(|baseline| set.pairs(baseline)).transpose()?;
-    if let Some(mismatch) = pairs.as_ref().and_then(|pairs| pairs.mismatch.as_deref()) {
+    let pairs_of = |baseline: &ImageSet| judged.iter().map(|set| set.pairs(baseline)).collect::<Result<Vec<_>>>();
+    let pairs = baseline.as_ref().map_or(Ok(Vec::new()), pairs_of)?;
+    for mismatch in pairs.iter().filter_map(|pairs| pairs.mismatch.as_deref()) {
         observer.event(&Event::Warning(&format!("{mismatch}; only pairs are compared")));
     }
-    let sets: Vec<&ImageSet> = std::iter::once(set).chain(baseline).collect();
+    let sets: Vec<&ImageSet> = judged.iter().chain(baseline).collect();
     let hashes = sets.iter().map(|set| row_hashes(set, &run)).collect::<Result<Vec<_>>>()?;
-    let mut scorer = Scorer { run: &run, sets: &sets, hashes: &hashes, cache, clips: HashMap::new(), computed: 0 };
-    let (mut columns, mut distances) = (Vec::new(), Vec::new());
-    for spec in &options.metrics {
-        match spec.name {
-            MetricName::SetDistance(distance) => distances.push(scorer.distance(distance)?),
-            _ => columns.extend(scorer.columns(spec)?),
-        }
-    }
+    let mut scorer = Scorer { run: &run, sets: &sets, hashes: &hashes, store, clips: HashMap::new(), computed: 0 };
+    let measured = scorer.measure(&options.metrics);
     let computed = scorer.computed;
-    let mut summary = summary(&sets, &columns, pairs.as_ref(), options.seed);
-    summary.sets[0].metrics.extend(distances);
-    Ok(Evaluation { sets, hashes, columns, pairs, computed, summary })
+    if measured.is_err() && computed > 0 {
+        let kept =
+            format!("{computed} new scores are kept in {}: the next run goes on from them", store.path().display());
+        observer.event(&Event::Note(&kept));
+    }
+    let (columns, distances) = measured?;
+    store.write()?;
+    let tables = Tables { sets: &sets, judged: judged.len(), columns: &columns, pairs: &pairs, seed: options.seed };
+    let mut summary = tables.summary(label.as_deref());
+    for (set, distances) in summary.sets.iter_mut().zip(distances) {
+        set.metrics.extend(distances);
+    }
+    Ok(Evaluation { judged: judged.len(), sets, hashes, columns, pairs, computed, summary })
 }
 
 impl Evaluation<'_> {
-    /// The rows of `scores.parquet`.
-    pub fn rows(&self) -> Vec<ScoreRow> {
-        let mut rows = Vec::new();
-        for (place, set) in self.sets.iter().enumerate() {
-            for (index, row) in set.rows.iter().enumerate() {
-                rows.extend(self.columns.iter().map(|column| ScoreRow {
-                    set: set.name.clone(),
-                    prompt: set.prompt(row).to_owned(),
-                    path: row.path.clone(),
-                    seed: row.seed,
-                    metric: column.label.clone(),
-                    score: column.scores[place][index],
-                    convention: column.convention.clone(),
-                    image_sha256: self.hashes[place][index].clone(),
-                    checkpoint_sha256: column.checkpoint_sha256.clone(),
-                }));
-            }
-        }
-        rows
+    /// The place of the set that is shown image by image: the last that is judged.
+    pub fn last(&self) -> usize {
+        self.judged - 1
+    }
+
+    /// Its name, as far as it must be told from others: `set` where it is the only one.
+    pub fn shown_name(&self) -> &str {
+        if self.judged > 1 { &self.sets[self.last()].name } else { "set" }
     }
 
     /// What picking the best of n images of a prompt is worth, for each set, by a learned score; by others it means nothing.
@@ -220,41 +217,20 @@ impl Evaluation<'_> {
         self.sets.iter().zip(&column.scores).map(curve).collect()
     }
 
-    /// The pairs that have both scores by this metric; none without a baseline.
+    /// The pairs of the last set that have both scores by this metric; none without a baseline.
     pub fn scored_pairs(&self, column: &Column) -> Vec<Pair<'_>> {
-        scored_pairs(&self.sets, column, self.pairs.as_ref())
+        let Self { sets, pairs, .. } = self;
+        pairs.last().map_or(Vec::new(), |pairs| scored_pairs(sets, self.last(), column, &pairs.matched))
     }
 }
 
-fn scored_pairs<'a>(sets: &[&'a ImageSet], column: &Column, pairs: Option<&Pairs>) -> Vec<Pair<'a>> {
+/// Those of `matched` rows of set `place` and of the baseline, the last set, that have both scores.
+fn scored_pairs<'a>(sets: &[&'a ImageSet], place: usize, column: &Column, matched: &[(usize, usize)]) -> Vec<Pair<'a>> {
     let pair = |&(row, other): &(usize, usize)| {
-        let (score, baseline) = (column.scores[0][row]?, column.scores[1][other]?);
-        Some(Pair { prompt: sets[0].prompt(&sets[0].rows[row]), score, baseline })
+        let (score, baseline) = (column.scores[place][row]?, column.scores[sets.len() - 1][other]?);
+        Some(Pair { prompt: sets[place].prompt(&sets[place].rows[row]), score, baseline })
     };
-    pairs.iter().flat_map(|pairs| &pairs.matched).filter_map(pair).collect()
-}
-
-fn summary(sets: &[&ImageSet], columns: &[Column], pairs: Option<&Pairs>, seed: u64) -> Summary {
-    let of_set = |(place, set): (usize, &&ImageSet)| {
-        let of_column = |column: &Column| {
-            let scored = set.rows.iter().zip(&column.scores[place]);
-            let scored: Vec<(&str, f64)> =
-                scored.filter_map(|(row, score)| Some((set.prompt(row), (*score)?))).collect();
-            let summary = MetricSummary::of(&scored, &column.convention, &column.checkpoint_sha256, seed);
-            (column.label.clone(), summary)
-        };
-        SetSummary {
-            name: set.name.clone(),
-            n_images: set.rows.len(),
-            n_prompts: set.prompts.len(),
-            metrics: columns.iter().map(of_column).collect(),
-        }
-    };
-    let comparisons = columns.iter().filter_map(|column| {
-        let pairs = scored_pairs(sets, column, pairs);
-        compare(&column.label, &pairs, seed)
-    });
-    Summary { sets: sets.iter().enumerate().map(of_set).collect(), comparisons: comparisons.collect() }
+    matched.iter().filter_map(pair).collect()
 }
 
 /// Hashes of the images of all rows; a file is read once.

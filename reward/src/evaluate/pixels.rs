@@ -21,17 +21,18 @@ struct Pixels {
     bytes: Vec<u8>,
 }
 
-/// The measure of every image.
-pub(super) fn measured(measure: PixelMeasure, items: &[Item], run: &Run) -> Result<Vec<Option<f64>>> {
+/// The measure of every image, set in `found` as soon as it is known.
+pub(super) fn measured(measure: PixelMeasure, items: &[Item], run: &Run, found: &mut [Option<f64>]) -> Result<()> {
     let of = match measure {
         PixelMeasure::Saturation => saturation,
         PixelMeasure::Contrast => contrast,
         PixelMeasure::EdgeDensity => edge_density,
     };
-    scores(measure.as_str(), items, Device::Cpu, run, |pixels, _| Ok(of(pixels)))
+    scores(measure.as_str(), items, Device::Cpu, run, found, |pixels, _| Ok(of(pixels)))
 }
 
-/// What `score` gives for batches of neighbours of one size: `pixels` `[B, 3, H, W]`, fp32 in 0..=1, and B prompts to `[B]`.
+/// What `score` gives for batches of neighbours of one size: `pixels` `[B, 3, H, W]`, fp32 in 0..=1, and B prompts to `[B]`;
+/// set in `found` batch by batch.
 ///
 /// # Errors
 /// An image cannot be read, `score` fails, or the user asked to stop.
@@ -40,15 +41,16 @@ pub(super) fn scores(
     items: &[Item],
     device: Device,
     run: &Run,
+    found: &mut [Option<f64>],
     mut score: impl FnMut(&Tensor, &[&str]) -> Result<Tensor>,
-) -> Result<Vec<Option<f64>>> {
+) -> Result<()> {
     let options = &run.options.embed;
     let decode_options = DecodeOptions { fast_for: None, ..options.decode.clone() };
     let load = |item: &Item| -> Result<Pixels> {
         let picture = decode(&item.image.read()?, &item.image.label(), &decode_options)?.picture;
         Ok(Pixels { size: [picture.height(), picture.width()].map(i64::from), bytes: rgb(&picture) })
     };
-    let mut found: Vec<Option<f64>> = Vec::with_capacity(items.len());
+    let mut done = 0;
     ordered(items.iter(), options.workers, 2 * options.batch_size, load, |loaded| -> Result<()> {
         let mut loaded = loaded.peekable();
         while let Some(first) = loaded.next() {
@@ -60,16 +62,18 @@ pub(super) fn scores(
             {
                 batch.push(next);
             }
-            let prompts: Vec<&str> = items[found.len()..][..batch.len()].iter().map(|item| item.prompt).collect();
+            let prompts: Vec<&str> = items[done..][..batch.len()].iter().map(|item| item.prompt).collect();
             let scored = tch::no_grad(|| score(&tensor(&batch, device), &prompts))?;
             let scored = Vec::<f64>::try_from(scored.to_device(Device::Cpu).to_kind(Kind::Double))
                 .map_err(|error| Error::data("scores cannot be read back").caused_by(error))?;
-            found.extend(scored.into_iter().map(Some));
-            run.observer.event(&Event::Progress { phase, done: found.len(), total: items.len() });
+            for (found, score) in found[done..].iter_mut().zip(scored) {
+                *found = Some(score);
+            }
+            done += batch.len();
+            run.observer.event(&Event::Progress { phase, done, total: items.len() });
         }
         Ok(())
-    })?;
-    Ok(found)
+    })
 }
 
 fn tensor(batch: &[Pixels], device: Device) -> Tensor {

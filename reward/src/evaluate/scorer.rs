@@ -7,7 +7,7 @@ use super::{
     clip::SharedClip,
     diversity,
     metric::{MetricName, MetricSpec, PixelMeasure, SetDistance},
-    scores::{Cache, Key},
+    scores::{Key, ScoreRow, Store},
     summary::MetricSummary,
 };
 #[cfg(feature = "torch")]
@@ -21,12 +21,30 @@ pub(super) struct Scorer<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) sets: &'a [&'a ImageSet],
     pub(super) hashes: &'a [Vec<String>],
-    pub(super) cache: &'a Cache,
+    pub(super) store: &'a mut Store,
     pub(super) clips: HashMap<String, SharedClip>,
     pub(super) computed: usize,
 }
 
+/// Columns of scores, and for every judged set its distances from the baseline.
+type Measured = (Vec<Column>, Vec<Vec<(String, MetricSummary)>>);
+
 impl<'a> Scorer<'a> {
+    /// Measures by all metrics.
+    pub(super) fn measure(&mut self, metrics: &[MetricSpec]) -> Result<Measured> {
+        let (mut columns, mut distances) = (Vec::new(), vec![Vec::new(); self.sets.len()]);
+        for spec in metrics {
+            match spec.name {
+                MetricName::SetDistance(distance) => {
+                    let found = self.distances(distance)?;
+                    distances.iter_mut().zip(found).for_each(|(all, found)| all.push(found));
+                }
+                _ => columns.extend(self.columns(spec)?),
+            }
+        }
+        Ok((columns, distances))
+    }
+
     /// The columns a metric gives: one, but diversity has one within prompts and one over the set.
     pub(super) fn columns(&mut self, spec: &MetricSpec) -> Result<Vec<Column>> {
         let path = spec.path.as_deref().unwrap_or_default();
@@ -36,16 +54,18 @@ impl<'a> Scorer<'a> {
             MetricName::Diversity => self.diversity(),
             MetricName::SetDistance(_) => Ok(Vec::new()),
             MetricName::Pixels(measure) => {
-                let compute = |scorer: &mut Self, items: &[Item]| scorer.pixels(measure, items);
+                let compute = |scorer: &mut Self, items: &[Item], scores: &mut [Option<f64>]| {
+                    scorer.pixels(measure, items, scores)
+                };
                 Ok(vec![self.column(spec.name, label, measure.convention().to_owned(), String::new(), compute)?])
             }
             MetricName::Reward(RewardName::SocialReward | RewardName::ClipScore) => {
                 let clip = self.clip(path)?;
                 let convention = format!("cosine of unit CLIP embeddings ({}), -1..1", clip.activation());
                 let sha256 = clip.sha256.clone();
-                let compute = |scorer: &mut Self, items: &[Item]| {
+                let compute = |scorer: &mut Self, items: &[Item], scores: &mut [Option<f64>]| {
                     let run = scorer.run;
-                    scorer.clip(path)?.scores(items, run)
+                    scorer.clip(path)?.scores(items, run, scores)
                 };
                 Ok(vec![self.column(spec.name, label, convention, sha256, compute)?])
             }
@@ -62,8 +82,9 @@ impl<'a> Scorer<'a> {
         let reward = spec.load(options.clip.as_deref(), device, tch::Kind::Float)?;
         let sha256 = checkpoint_sha256(path, reward.files(), options.open.seed)?;
         let convention = name.convention().as_str().to_owned();
-        let compute = |scorer: &mut Self, items: &[Item]| {
-            pixels::scores(name.as_str(), items, device, scorer.run, |pixels, prompts| reward.score(pixels, prompts))
+        let compute = |scorer: &mut Self, items: &[Item], scores: &mut [Option<f64>]| {
+            let score = |pixels: &tch::Tensor, prompts: &[&str]| reward.score(pixels, prompts);
+            pixels::scores(name.as_str(), items, device, scorer.run, scores, score)
         };
         Ok(vec![self.column(MetricName::Reward(name), label, convention, sha256, compute)?])
     }
@@ -98,128 +119,160 @@ impl<'a> Scorer<'a> {
         sets.iter().zip(hashes).flat_map(of_set).collect()
     }
 
-    /// Scores of all rows, from the cache where it has them; `compute` gives those of the distinct (prompt, image) left.
+    /// Scores of all rows, from the table where it has them; `compute` sets those of the distinct (prompt, image) left. What
+    /// it has set is kept, also where it fails.
     fn column(
         &mut self,
         name: MetricName,
         label: String,
         convention: String,
         checkpoint_sha256: String,
-        compute: impl FnOnce(&mut Self, &[Item]) -> Result<Vec<Option<f64>>>,
+        compute: impl FnOnce(&mut Self, &[Item], &mut [Option<f64>]) -> Result<()>,
     ) -> Result<Column> {
         let items = self.items();
         let key = |item: &Item| -> Key {
-            [item.prompt, &label, &convention, item.sha256, &checkpoint_sha256].map(str::to_owned)
+            [item.prompt, name.as_str(), &convention, item.sha256, &checkpoint_sha256].map(str::to_owned)
         };
         let mut known: HashMap<(&str, &str), Option<f64>> = HashMap::new();
         let mut missing = Vec::new();
         for item in &items {
             known.entry((item.prompt, item.sha256)).or_insert_with(|| {
-                let cached = self.cache.get(&key(item));
+                let cached = self.store.get(&key(item)).flatten();
                 if cached.is_none() {
                     missing.push(*item);
                 }
                 cached
             });
         }
-        if !missing.is_empty() {
-            let computed = compute(self, &missing)?;
-            self.computed += missing.len();
-            known.extend(missing.iter().map(|item| (item.prompt, item.sha256)).zip(computed));
+        let mut computed = vec![None; missing.len()];
+        let mut done = if missing.is_empty() { Ok(()) } else { compute(self, &missing, &mut computed) };
+        for (item, score) in missing.iter().zip(&computed) {
+            let Some(score) = score.filter(|score| !score.is_finite()) else { continue };
+            done = done.and_then(|()| {
+                Err(Error::data(format!("{label} of {} is {score}: wanted a finite score", item.image.label()))
+                    .hint("the model's weights may hold NaN, as after a training run that diverged"))
+            });
         }
-        if let Some((item, score)) = items
-            .iter()
-            .find_map(|item| Some((item, known[&(item.prompt, item.sha256)].filter(|score| !score.is_finite())?)))
-        {
-            return Err(Error::data(format!("{label} of {} is {score}: wanted a finite score", item.image.label()))
-                .hint("the model's weights may hold NaN, as after a training run that diverged"));
-        }
+        let computed: Vec<Option<f64>> =
+            computed.into_iter().map(|score| score.filter(|score| score.is_finite())).collect();
+        let new = computed.iter().flatten().count();
+        known.extend(missing.iter().map(|item| (item.prompt, item.sha256)).zip(computed));
         let mut all = items.iter().map(|item| known[&(item.prompt, item.sha256)]);
         let scores = self.sets.iter().map(|set| all.by_ref().take(set.rows.len()).collect()).collect();
-        Ok(Column { name, label, convention, checkpoint_sha256, scores })
+        let conventions = vec![convention; self.sets.len()];
+        let column = Column { name, label, conventions, checkpoint_sha256, scores };
+        let kept = self.keep(&column, new);
+        done.and(kept)?;
+        Ok(column)
+    }
+
+    /// Adds a column, or what is known of it, to the table, and writes it if `new` of it are.
+    fn keep(&mut self, column: &Column, new: usize) -> Result<()> {
+        for (place, set) in self.sets.iter().enumerate() {
+            for ((row, score), image_sha256) in set.rows.iter().zip(&column.scores[place]).zip(&self.hashes[place]) {
+                // An image has a score, or it is not known yet; but an only image has no diversity.
+                if score.is_some() || column.name == MetricName::Diversity {
+                    self.store.rows.push(ScoreRow {
+                        set: set.name.clone(),
+                        prompt: set.prompt(row).to_owned(),
+                        path: row.path.clone(),
+                        seed: row.seed,
+                        metric: column.label.clone(),
+                        score: *score,
+                        convention: column.conventions[place].clone(),
+                        image_sha256: image_sha256.clone(),
+                        checkpoint_sha256: column.checkpoint_sha256.clone(),
+                    });
+                }
+            }
+        }
+        if new > 0 {
+            self.store.write()?;
+        }
+        self.computed += new;
+        Ok(())
     }
 
     #[cfg(feature = "torch")]
-    fn pixels(&self, measure: PixelMeasure, items: &[Item]) -> Result<Vec<Option<f64>>> {
-        pixels::measured(measure, items, self.run)
+    fn pixels(&self, measure: PixelMeasure, items: &[Item], scores: &mut [Option<f64>]) -> Result<()> {
+        pixels::measured(measure, items, self.run, scores)
     }
 
     #[cfg(not(feature = "torch"))]
-    fn pixels(&self, measure: PixelMeasure, _: &[Item]) -> Result<Vec<Option<f64>>> {
+    fn pixels(&self, measure: PixelMeasure, _: &[Item], _: &mut [Option<f64>]) -> Result<()> {
         Err(Error::usage(format!("metric `{}` needs libtorch", measure.as_str())))
     }
 
-    /// The distance of the set from the baseline, as the set's metric.
+    /// The distance of every set from the baseline, the last one, as a metric of the set.
     #[cfg(feature = "torch")]
-    pub(super) fn distance(&mut self, distance: SetDistance) -> Result<(String, MetricSummary)> {
+    pub(super) fn distances(&mut self, distance: SetDistance) -> Result<Vec<(String, MetricSummary)>> {
         let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
         let (run, items, sets) = (self.run, self.items(), self.sets);
         let clip = self.clip(&path)?;
         let sha256 = clip.sha256.clone();
         let known = clip.embeddings(&items, run)?;
-        let (own, others) = items.split_at(sets[0].rows.len());
-        if own.len().min(others.len()) < 2 {
+        if sets.iter().any(|set| set.rows.len() < 2) {
             return Err(Error::data(format!("{} needs at least two images in either set", distance.as_str())));
         }
-        let features = |items: &[Item]| {
-            let values: Vec<f32> = items.iter().flat_map(|item| known[item.sha256].iter().copied()).collect();
-            tch::Tensor::from_slice(&values).view([items.len() as i64, -1])
-        };
+        let mut rest = items.iter();
+        let features = sets.iter().map(|set| {
+            let own = rest.by_ref().take(set.rows.len());
+            let values: Vec<f32> = own.flat_map(|item| known[item.sha256].iter().copied()).collect();
+            tch::Tensor::from_slice(&values).view([set.rows.len() as i64, -1])
+        });
+        let mut features: Vec<tch::Tensor> = features.collect();
+        let Some(baseline) = features.pop() else { return Ok(Vec::new()) };
         let of = match distance {
             SetDistance::FidClip => crate::metrics::frechet_distance,
             SetDistance::KidClip => crate::metrics::kernel_distance,
         };
-        let summary = MetricSummary {
-            mean: Some(of(&features(own), &features(others))),
+        let summary = |own: &tch::Tensor| MetricSummary {
+            mean: Some(of(own, &baseline)),
             ..MetricSummary::of(&[], distance.convention(), &sha256, 0)
         };
-        Ok((distance.as_str().to_owned(), summary))
+        Ok(features.iter().map(|own| (distance.as_str().to_owned(), summary(own))).collect())
     }
 
     #[cfg(not(feature = "torch"))]
-    pub(super) fn distance(&mut self, distance: SetDistance) -> Result<(String, MetricSummary)> {
+    pub(super) fn distances(&mut self, distance: SetDistance) -> Result<Vec<(String, MetricSummary)>> {
         Err(Error::usage(format!("metric `{}` needs libtorch", distance.as_str())))
     }
 
     /// Within prompts and over the set. A value depends on the whole set, whose hash is therefore part of the convention.
     fn diversity(&mut self) -> Result<Vec<Column>> {
         let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
-        let (run, sha256) = (self.run, self.clip(&path)?.sha256.clone());
-        let (items, sets) = (self.items(), self.sets);
-        let mut sorted: Vec<String> = items.iter().map(|item| format!("{} {}\n", item.sha256, item.prompt)).collect();
-        sorted.sort_unstable();
-        let images = &sha256::of_bytes(sorted.concat().as_bytes())[..8];
+        let sha256 = self.clip(&path)?.sha256.clone();
+        let (run, items, sets) = (self.run, self.items(), self.sets);
         let mut columns = Vec::new();
         for (label, others) in [("diversity", "the prompt's"), ("diversity-set", "the set's")] {
-            let convention = format!("mean 1 - cosine to {others} other images, 0..2 (images {images})");
-            let cached = |set: &ImageSet, hashes: &[String]| -> Option<Vec<Option<f64>>> {
-                let rows = set.rows.iter().zip(hashes);
-                let scores = rows.map(|(row, image)| {
-                    let key = [set.prompt(row), label, &convention, image, &sha256].map(str::to_owned);
-                    self.cache.get(&key)
-                });
-                let scores: Vec<Option<f64>> = scores.collect();
-                scores.iter().any(Option::is_some).then_some(scores)
-            };
-            let cached: Option<Vec<_>> =
-                sets.iter().zip(self.hashes).map(|(set, hashes)| cached(set, hashes)).collect();
-            let scores = match cached {
-                Some(scores) => scores,
-                None => {
-                    self.computed += items.len();
-                    let known = self.clip(&path)?.embeddings(&items, run)?;
-                    let mut rest = items.iter();
-                    let mut of_set = |set: &&ImageSet| {
-                        let own: Vec<&Item> = rest.by_ref().take(set.rows.len()).collect();
+            let (mut conventions, mut scores, mut new) = (Vec::new(), Vec::new(), 0);
+            let mut rest = &items[..];
+            for set in sets {
+                let (own, behind) = rest.split_at(set.rows.len());
+                rest = behind;
+                let mut lines: Vec<String> =
+                    own.iter().map(|item| format!("{} {}\n", item.sha256, item.prompt)).collect();
+                lines.sort_unstable();
+                let images = &sha256::of_bytes(lines.concat().as_bytes())[..8];
+                let convention = format!("mean 1 - cosine to {others} other images, 0..2 (images {images})");
+                let key = |item: &Item| [item.prompt, label, &convention, item.sha256, &sha256].map(str::to_owned);
+                let known: Option<Vec<_>> = own.iter().map(|item| self.store.get(&key(item))).collect();
+                scores.push(match known {
+                    Some(known) => known,
+                    None => {
+                        new += own.len();
+                        let known = self.clip(&path)?.embeddings(own, run)?;
                         let embeddings: Vec<&[f32]> = own.iter().map(|item| &known[item.sha256][..]).collect();
-                        let group = |item: &&Item<'a>| if label == "diversity" { item.prompt } else { "" };
+                        let group = |item: &Item<'a>| if label == "diversity" { item.prompt } else { "" };
                         diversity::distances(&own.iter().map(group).collect::<Vec<_>>(), &embeddings)
-                    };
-                    sets.iter().map(&mut of_set).collect()
-                }
-            };
+                    }
+                });
+                conventions.push(convention);
+            }
             let (label, checkpoint_sha256) = (label.to_owned(), sha256.clone());
-            columns.push(Column { name: MetricName::Diversity, label, convention, checkpoint_sha256, scores });
+            let column = Column { name: MetricName::Diversity, label, conventions, checkpoint_sha256, scores };
+            self.keep(&column, new)?;
+            columns.push(column);
         }
         if columns[0].scores.iter().flatten().all(Option::is_none) {
             run.observer.event(&Event::Warning("no prompt has two images: diversity within prompts is unknown"));

@@ -1,6 +1,10 @@
 //! `scores.parquet`: a row for every image and metric. It is also the cache: what is in it is not computed again.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow_array::{Array, cast::AsArray, types::Float64Type};
 use parquet::{
@@ -11,7 +15,7 @@ use parquet::{
 
 use crate::{
     Error, Result,
-    data::columns::{Table, strings},
+    data::columns::{Table, strings, whole_numbers},
     weights::save::replace_file,
 };
 
@@ -20,8 +24,7 @@ const SCHEMA: &str = "message scores {
     required binary metric (STRING); optional double score; required binary convention (STRING);
     required binary image_sha256 (STRING); required binary checkpoint_sha256 (STRING);
 }";
-/// The columns of the cache's keys, in the order of [`Key`].
-const KEY_COLUMNS: [&str; 5] = ["prompt", "metric", "convention", "image_sha256", "checkpoint_sha256"];
+const TEXT_COLUMNS: [&str; 7] = ["set", "prompt", "path", "metric", "convention", "image_sha256", "checkpoint_sha256"];
 const BATCH_ROWS: usize = 4096;
 
 /// One row.
@@ -47,58 +50,103 @@ pub struct ScoreRow {
     pub checkpoint_sha256: String,
 }
 
-/// What a score depends on: prompt, metric, convention, image, checkpoint.
+/// What a score depends on: prompt, metric without its path, convention, image, checkpoint.
 pub type Key = [String; 5];
 
-/// What earlier runs computed.
+impl ScoreRow {
+    fn key(&self) -> Key {
+        let metric = metric_name(&self.metric);
+        [&self.prompt, metric, &self.convention, &self.image_sha256, &self.checkpoint_sha256].map(str::to_owned)
+    }
+
+    /// What it is the score of, whatever the image and the set looked like then.
+    fn place(&self) -> (&str, &str, &str, i64, &str, &str) {
+        let Self { set, prompt, path, seed, metric, checkpoint_sha256, .. } = self;
+        (set, prompt, path, *seed, metric_name(metric), checkpoint_sha256)
+    }
+}
+
+/// A label less the path that tells metrics of one name apart.
+fn metric_name(label: &str) -> &str {
+    label.split('=').next().unwrap_or(label)
+}
+
+/// The table: rows of this run, and of earlier runs those that this one has no other row for.
 #[derive(Debug, Default)]
-pub struct Cache(HashMap<Key, f64>);
+pub struct Store {
+    path: PathBuf,
+    earlier: Vec<ScoreRow>,
+    known: HashMap<Key, Option<f64>>,
+    /// The rows of this run.
+    pub rows: Vec<ScoreRow>,
+}
 
-impl Cache {
+impl Store {
     /// Reads `scores.parquet`; nothing is known where there is none, or where it is not ours or damaged.
-    pub fn read(path: &Path) -> Self {
-        if path.is_file() { Self::try_read(path).unwrap_or_default() } else { Self::default() }
+    pub fn open(path: &Path) -> Self {
+        let earlier = if path.is_file() { read(path).unwrap_or_default() } else { Vec::new() };
+        let known = earlier.iter().map(|row| (row.key(), row.score)).collect();
+        Self { path: path.to_owned(), earlier, known, rows: Vec::new() }
     }
 
-    fn try_read(path: &Path) -> Result<Self> {
-        let table = Table::open(path)?;
-        let mut columns = KEY_COLUMNS.to_vec();
-        columns.push("score");
-        for column in &columns {
-            table.require(&[column])?;
-        }
-        let mut known = HashMap::new();
-        for batch in table.batches(&columns, BATCH_ROWS)? {
-            let batch = batch?;
-            let keys = [0, 1, 2, 3, 4].map(|column| strings(path, &batch, KEY_COLUMNS[column]));
-            let scores = batch["score"].as_primitive_opt::<Float64Type>();
-            let ([Ok(a), Ok(b), Ok(c), Ok(d), Ok(e)], Some(scores)) = (&keys, scores) else {
-                return Err(Error::data(format!("{}: not a table of scores", path.display())));
-            };
-            for row in (0..batch.num_rows()).filter(|row| scores.is_valid(*row)) {
-                known.insert([a, b, c, d, e].map(|column| column.value(row).to_owned()), scores.value(row));
-            }
-        }
-        Ok(Self(known))
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// The score, if it is known.
-    pub fn get(&self, key: &Key) -> Option<f64> {
-        self.0.get(key).copied()
+    /// The score, or that there is none, if it is known.
+    pub fn get(&self, key: &Key) -> Option<Option<f64>> {
+        self.known.get(key).copied()
+    }
+
+    /// Writes the table.
+    ///
+    /// # Errors
+    /// The disk is full or not writable.
+    pub fn write(&self) -> Result<()> {
+        let keys: HashSet<Key> = self.rows.iter().map(ScoreRow::key).collect();
+        let places: HashSet<_> = self.rows.iter().map(ScoreRow::place).collect();
+        let kept = self.earlier.iter().filter(|row| !keys.contains(&row.key()) && !places.contains(&row.place()));
+        let rows: Vec<&ScoreRow> = self.rows.iter().chain(kept).collect();
+        let bytes = encode(&rows)
+            .map_err(|error| Error::data(format!("{}: cannot be written", self.path.display())).caused_by(error))?;
+        replace_file(&self.path, |partial| Ok(fs_err::write(partial, bytes)?))
     }
 }
 
-/// Writes the table.
-///
-/// # Errors
-/// The disk is full or not writable.
-pub fn write(path: &Path, rows: &[ScoreRow]) -> Result<()> {
-    let bytes =
-        encode(rows).map_err(|error| Error::data(format!("{}: cannot be written", path.display())).caused_by(error))?;
-    replace_file(path, |partial| Ok(fs_err::write(partial, bytes)?))
+fn read(path: &Path) -> Result<Vec<ScoreRow>> {
+    let table = Table::open(path)?;
+    let columns: Vec<&str> = TEXT_COLUMNS.into_iter().chain(["seed", "score"]).collect();
+    for column in &columns {
+        table.require(&[column])?;
+    }
+    let mut rows = Vec::new();
+    for batch in table.batches(&columns, BATCH_ROWS)? {
+        let batch = batch?;
+        let [set, prompt, path_column, metric, convention, image, checkpoint] =
+            TEXT_COLUMNS.map(|column| strings(path, &batch, column));
+        let (set, prompt, path_column, metric) = (set?, prompt?, path_column?, metric?);
+        let (convention, image, checkpoint) = (convention?, image?, checkpoint?);
+        let seeds = whole_numbers(path, &batch, "seed")?;
+        let Some(scores) = batch["score"].as_primitive_opt::<Float64Type>() else {
+            return Err(Error::data(format!("{}: not a table of scores", path.display())));
+        };
+        rows.extend((0..batch.num_rows()).map(|row| ScoreRow {
+            set: set.value(row).to_owned(),
+            prompt: prompt.value(row).to_owned(),
+            path: path_column.value(row).to_owned(),
+            seed: seeds.value(row),
+            metric: metric.value(row).to_owned(),
+            score: scores.is_valid(row).then(|| scores.value(row)),
+            convention: convention.value(row).to_owned(),
+            image_sha256: image.value(row).to_owned(),
+            checkpoint_sha256: checkpoint.value(row).to_owned(),
+        }));
+    }
+    Ok(rows)
 }
 
-fn encode(rows: &[ScoreRow]) -> Result<Vec<u8>, parquet::errors::ParquetError> {
+fn encode(rows: &[&ScoreRow]) -> Result<Vec<u8>, parquet::errors::ParquetError> {
     let schema = Arc::new(parse_message_type(SCHEMA)?);
     let mut file = SerializedFileWriter::new(Vec::new(), schema.clone(), Arc::new(WriterProperties::default()))?;
     let mut group = file.next_row_group()?;
@@ -142,27 +190,52 @@ fn text<'a>(row: &'a ScoreRow, column: &str) -> &'a str {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_written_is_known_and_what_is_no_table_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("scores.parquet");
-        assert!(Cache::read(&path).0.is_empty());
-        fs_err::write(&path, "no table").unwrap();
-        assert!(Cache::read(&path).0.is_empty());
-        let row = |image: &str, score| ScoreRow {
+    fn row(image: &str, metric: &str, score: Option<f64>) -> ScoreRow {
+        ScoreRow {
             set: "s".to_owned(),
             prompt: "a fox".to_owned(),
-            path: "1.png".to_owned(),
+            path: format!("{image}.png"),
             seed: -3,
-            metric: "m".to_owned(),
+            metric: metric.to_owned(),
             score,
             convention: "c".to_owned(),
             image_sha256: image.to_owned(),
             checkpoint_sha256: String::new(),
-        };
-        write(&path, &[row("x", Some(0.1)), row("y", None), row("z", Some(-2.0))]).unwrap();
-        let cache = Cache::read(&path);
-        let known = ["x", "y", "z"].map(|image| cache.get(&["a fox", "m", "c", image, ""].map(str::to_owned)));
-        assert_eq!(known, [Some(0.1), None, Some(-2.0)]);
+        }
+    }
+
+    fn key(image: &str) -> Key {
+        ["a fox", "m", "c", image, ""].map(str::to_owned)
+    }
+
+    #[test]
+    fn what_is_written_is_known_and_what_is_no_table_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        let mut store = Store::open(&path);
+        fs_err::write(&path, "no table").unwrap();
+        assert!(Store::open(&path).known.is_empty());
+        store.rows = vec![row("x", "m=PATH", Some(0.1)), row("y", "m", None), row("z", "m", Some(-2.0))];
+        store.write().unwrap();
+        let read = Store::open(&path);
+        assert_eq!(read.earlier, store.rows);
+        let known = ["x", "y", "z", "none"].map(|image| read.get(&key(image)));
+        assert_eq!(known, [Some(Some(0.1)), Some(None), Some(Some(-2.0)), None]);
+    }
+
+    #[test]
+    fn rows_of_earlier_runs_stay_unless_this_run_has_their_like() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        let mut first = Store::open(&path);
+        let replaced = ScoreRow { image_sha256: "older picture".to_owned(), ..row("y", "m", Some(2.0)) };
+        let renamed = ScoreRow { set: "other name".to_owned(), ..row("x", "m", Some(1.0)) };
+        first.rows = vec![renamed, replaced, row("x", "another", Some(3.0)), row("z", "m", Some(4.0))];
+        first.write().unwrap();
+        let mut second = Store::open(&path);
+        second.rows = vec![row("x", "m", Some(1.0)), row("y", "m", Some(5.0))];
+        second.write().unwrap();
+        let kept = [row("x", "another", Some(3.0)), row("z", "m", Some(4.0))];
+        assert_eq!(Store::open(&path).earlier, [&second.rows[..], &kept].concat());
     }
 }

@@ -13,10 +13,13 @@ use crate::eval::{
 /// What `evaluate --json` prints.
 #[derive(Debug, Serialize)]
 pub struct Summary {
-    /// The set, then the baseline.
+    /// The sets, then the baseline.
     pub sets: Vec<SetSummary>,
-    /// The set against the baseline by each metric; empty without a baseline.
+    /// Each set against the baseline by each metric; empty without a baseline.
     pub comparisons: Vec<Comparison>,
+    /// The same by values of a column, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slices: Option<Vec<Slice>>,
 }
 
 /// One set of images.
@@ -33,8 +36,27 @@ pub struct SetSummary {
     pub metrics: Vec<(String, MetricSummary)>,
 }
 
-/// One metric over a set.
+/// The images of a set that share one value of a column.
 #[derive(Debug, Serialize)]
+pub struct Slice {
+    /// The set, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
+    /// What was sliced by.
+    pub column: String,
+    /// The value that these images share.
+    pub value: String,
+    /// How many there are.
+    pub n_images: usize,
+    /// By the label of the metric, in the order asked for.
+    #[serde(serialize_with = "as_map")]
+    pub metrics: Vec<(String, MetricSummary)>,
+    /// These images against the baseline's of the same prompt and seed; empty without a baseline.
+    pub comparisons: Vec<Comparison>,
+}
+
+/// One metric over a set.
+#[derive(Debug, Clone, Serialize)]
 pub struct MetricSummary {
     /// Over the images; nothing if none has a score.
     pub mean: Option<f64>,
@@ -142,7 +164,7 @@ mod tests {
         let metrics = vec![("z".to_owned(), metric(&[("p", 1.0), ("p", 3.0)], "f")), ("a".to_owned(), metric(&[], ""))];
         let set = SetSummary { name: "s".to_owned(), n_images: 2, n_prompts: 1, metrics };
         assert_eq!(
-            serde_json::to_string(&Summary { sets: vec![set], comparisons: vec![] }).unwrap(),
+            serde_json::to_string(&Summary { sets: vec![set], comparisons: vec![], slices: None }).unwrap(),
             r#"{"sets":[{"name":"s","n_images":2,"n_prompts":1,"metrics":{"z":{"mean":2.0,"std":1.4142135623730951,"interval_low":2.0,"interval_high":2.0,"convention":"c","checkpoint_sha256":"f"},"a":{"mean":null,"std":null,"interval_low":null,"interval_high":null,"convention":"c","checkpoint_sha256":null}}}],"comparisons":[]}"#
         );
     }

@@ -12,7 +12,7 @@ use crate::{
         Ended,
         config::RewardScale,
         deal::image_seed,
-        grid, saved, scale,
+        grid, samples, saved, scale,
         watch::{self, HeldOut},
     },
 };
@@ -96,6 +96,7 @@ impl Run<'_> {
         let path = folder.path().join(format!("samples/step-{step:06}.png"));
         replace_file(&path, |partial| Ok(fs_err::write(partial, &png)?))?;
         metrics.image(step, "base above, tuned below", &png, size)?;
+        samples::write(&path.with_extension(""), self.config, parts, held_out, &tuned.pixels)?;
         let best = self.progress.best_composite.is_none_or(|best| comparison.composite > best);
         let text = format!(
             "step {step}: held-out reward {:.4}, gain {:+.3} [{:+.3}, {:+.3}], ε-drift {:.2e}{}{}",
