@@ -82,7 +82,7 @@ fn validate_and_score_are_as_strict() {
     let score = "reward score --model random:tiny --device cpu";
     work.run("reward validate").fails(2, &["parquet"]).hints("reward validate V.parquet");
     work.run(&format!("{validate} --batch-size 0")).fails(2, &["batch_size = 0"]);
-    work.run(&format!("{validate} --slice-by stile")).fails(1, &["stile", "style"]).hints("style");
+    work.run(&format!("{validate} --slice-by colur")).fails(1, &["colur", "colour"]).hints("colour");
     work.run(score).fails(2, &["nothing to score"]).hints("--manifest");
     work.run("reward score --prompt fox golden/pixels/rgb.png").fails(2, &["--model"]);
     work.run(&format!("{score} --prompt fox")).fails(2, &[]);

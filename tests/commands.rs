@@ -68,7 +68,7 @@ fn the_seeds_command_lines_run_as_they_are() {
 #[test]
 fn validate_prints_the_figures_and_nothing_else() {
     let work = Workspace::new();
-    let command = "reward validate toy/test.parquet --model random:tiny --device cpu --slice-by style";
+    let command = "reward validate toy/test.parquet --model random:tiny --device cpu --slice-by shape";
     let figures = work.run(&format!("{command} --json")).json();
     assert_eq!(
         keys(&figures),
@@ -89,7 +89,7 @@ fn validate_prints_the_figures_and_nothing_else() {
     );
     assert_eq!(figures["pairs"], 10);
     let slices = figures["slices"].as_array().unwrap();
-    assert!(slices.iter().any(|slice| slice["column"] == "style"));
+    assert!(slices.iter().any(|slice| slice["column"] == "shape"));
     for slice in slices {
         assert_eq!(keys(slice), ["column", "value", "pairs", "accuracy", "interval_low", "interval_high"]);
     }

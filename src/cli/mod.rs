@@ -37,23 +37,33 @@ pub(crate) enum Command {
     Diffusion(Box<DiffusionCommand>),
     /// Judge generated images by several metrics, alone or against a baseline; write a report
     Evaluate(Box<EvaluateArgs>),
-    /// Train and validate a small CLIP on a generated picture world, on a CPU, in minutes
+    /// The whole pipeline on generated data, on a CPU, in minutes: reward, text-to-image model, fine-tuning, report
     Demo(DemoArgs),
     /// What this machine has: libtorch, CUDA, memory, decoders; what is missing and how to get it
     Doctor(DoctorArgs),
 }
 
+/// Triplets of a full demo.
+pub(crate) const TRIPLETS: usize = 6000;
+
 /// Flags of `demo`.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  social-reward demo                       # about ten minutes on two cores; the last line says where the report is
+  social-reward demo --triplets 600 --output quick    # a tenth of everything: a look, no figures to trust
+  social-reward demo --data-only toy       # triplets for `reward train`, captions for `diffusion finetune`
+
+What it trains with is in configs/demo/*.toml; every step can be taken by hand with the command that its file names.
+A demo replaces what an earlier one left in --output.")]
 pub(crate) struct DemoArgs {
-    /// Folder for the data and the run
+    /// Folder for the data and the runs
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     pub(crate) output: PathBuf,
     /// Write just the toy data, here
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     pub(crate) data_only: Option<PathBuf>,
-    /// Training triplets; a tenth as many for validation, a quarter as many for the test
-    #[arg(long, value_name = "N", default_value_t = 6000)]
+    /// Training triplets; a tenth as many for validation, a quarter as many for the test; the trainings grow with them
+    #[arg(long, value_name = "N", default_value_t = TRIPLETS)]
     pub(crate) triplets: usize,
     /// Seed of data, weights and shuffling
     #[arg(long, value_name = "N", default_value_t = 0)]

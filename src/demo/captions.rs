@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use rand::{Rng, RngExt, SeedableRng, seq::SliceRandom};
+use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
@@ -24,11 +24,7 @@ pub(crate) fn write_pretraining(folder: &Path, seed: u64, count: usize) -> Resul
     let others = pictures.iter().skip(1).chain(&pictures[..1]);
     let triplets: Vec<_> = (pictures.iter().zip(others))
         .map(|((request, path), (_, other))| {
-            row(
-                request,
-                partly(request, &worded(request, &mut generator), &mut generator),
-                [path.clone(), other.clone()],
-            )
+            row(request, worded(request, &mut generator), [path.clone(), other.clone()])
         })
         .collect();
     write_parquet(&folder.join("pretraining.parquet"), &triplets)
@@ -49,29 +45,12 @@ pub(crate) fn write_captions(folder: &Path, seed: u64, count: usize) -> Result<(
     let (held_out, shown): (Vec<Request>, Vec<Request>) =
         Request::all().into_iter().partition(|request| held_out.contains(&(request.shape, request.colour)));
     let pictures = write_captioned(folder, "captions", &shown, count, &mut generator)?;
-    let rows: String = pictures
-        .iter()
-        .map(|(request, path)| format!("{},{path}\n", partly(request, &request.to_string(), &mut generator)))
-        .collect();
+    let rows: String = pictures.iter().map(|(request, path)| format!("{request},{path}\n")).collect();
     fs_err::write(folder.join("captions.csv"), format!("prompt,path\n{rows}"))?;
     for (name, requests) in [("prompts.txt", shown), ("held-out.txt", held_out)] {
         fs_err::write(folder.join(name), requests.iter().map(|request| format!("{request}\n")).collect::<String>())?;
     }
     Ok(())
-}
-
-/// People do not say all that is in a picture: a sixth of captions leave out the shape, and another sixth the colour.
-fn partly(request: &Request, words: &str, generator: &mut impl Rng) -> String {
-    let (colour, shape) = (request.colour.word(), request.shape.word());
-    let subject = format!("{colour} {shape}");
-    words.replace(
-        &subject,
-        &match generator.random_range(0..6) {
-            0 => format!("{colour} shape"),
-            1 => shape.to_owned(),
-            _ => subject.clone(),
-        },
-    )
 }
 
 /// Writes `count` pictures of what is asked for, the requests in turn, and gives each with its path.
@@ -103,7 +82,7 @@ mod tests {
         write_captions(folder.path(), 3, 48).unwrap();
         let read = |name: &str| fs_err::read_to_string(folder.path().join(name)).unwrap();
         let (table, prompts, held_out) = (read("captions.csv"), read("prompts.txt"), read("held-out.txt"));
-        assert_eq!((table.lines().count(), prompts.lines().count(), held_out.lines().count()), (49, 64, 16));
+        assert_eq!((table.lines().count(), prompts.lines().count(), held_out.lines().count()), (49, 112, 16));
         for combination in held_out.lines() {
             assert!(!table.contains(combination), "{combination}");
         }

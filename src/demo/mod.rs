@@ -1,4 +1,4 @@
-//! `social-reward demo`: a toy world in which the true popularity of a picture is known; a small CLIP learns it.
+//! `social-reward demo`: the whole pipeline on a toy world in which the true popularity of a picture is known.
 
 mod captions;
 #[cfg(feature = "torch")]
@@ -22,21 +22,6 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
-    if let Ok(path) = std::env::var("JUDGE") {
-        let set = reward::data::image_set::ImageSet::read(path.as_ref(), None)?;
-        let truth = truth::Truth::of(&set)?;
-        commands::print(&format!(
-            "popularity {:?}\ncolour {:?}\nshape {:?}",
-            truth.popularity(),
-            truth.colour(),
-            truth.shape()
-        ))?;
-        if let Ok(path) = std::env::var("BASE") {
-            let set = reward::data::image_set::ImageSet::read(path.as_ref(), None)?;
-            commands::print(&format!("{:?}", truth.against(&truth::Truth::of(&set)?)?))?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
     let progress = Progress::new();
     let folder = arguments.data_only.clone().unwrap_or_else(|| arguments.output.join("data"));
     let train = arguments.triplets;
@@ -53,21 +38,21 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
         commands::print(&folder.display().to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    pipeline::run(&arguments.output, arguments.seed, &written, &progress)
+    pipeline::run(arguments, &written, &progress)
 }
 
 #[cfg(not(feature = "torch"))]
 mod pipeline {
     //! The portable build writes data only.
 
-    use std::{path::Path, process::ExitCode};
+    use std::process::ExitCode;
 
     use anyhow::Result;
 
     use super::write::Written;
-    use crate::progress::Progress;
+    use crate::{cli::DemoArgs, progress::Progress};
 
-    pub(super) fn run(_: &Path, _: u64, _: &Written, _: &Progress) -> Result<ExitCode> {
+    pub(super) fn run(_: &DemoArgs, _: &Written, _: &Progress) -> Result<ExitCode> {
         Err(reward::Error::usage("this is the portable build: it does not train")
             .hint("--data-only DIR writes just the toy data")
             .into())

@@ -31,7 +31,7 @@ use super::{
     write::Written,
 };
 use crate::{
-    cli::{EvaluateArgs, ValidateArgs},
+    cli::{DemoArgs, EvaluateArgs, TRIPLETS, ValidateArgs},
     commands,
     progress::Progress,
     signals,
@@ -41,17 +41,16 @@ use crate::{
 const IMAGES_PER_PROMPT: usize = 8;
 const STAGES: usize = 6;
 
-/// Runs every stage, in `output`, on the data in its folder `data`.
+/// Runs every stage in the folder of `arguments`, whose folder `data` holds the data.
 ///
 /// # Errors
 /// Those of the stages.
-pub(super) fn run(output: &Path, seed: u64, data: &Written, progress: &Progress) -> Result<ExitCode> {
-    Demo { output, seed, data, progress, stop: signals::listen()?, start: Instant::now() }.run()
+pub(super) fn run(arguments: &DemoArgs, data: &Written, progress: &Progress) -> Result<ExitCode> {
+    Demo { arguments, data, progress, stop: signals::listen()?, start: Instant::now() }.run()
 }
 
 struct Demo<'a> {
-    output: &'a Path,
-    seed: u64,
+    arguments: &'a DemoArgs,
     data: &'a Written,
     progress: &'a Progress,
     stop: Arc<AtomicBool>,
@@ -86,7 +85,7 @@ impl Demo<'_> {
 
     /// A folder of the demo, without what an earlier demo left there.
     fn fresh(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.output.join(name);
+        let folder = self.arguments.output.join(name);
         if folder.exists() {
             fs_err::remove_dir_all(&folder)?;
         }
@@ -94,17 +93,17 @@ impl Demo<'_> {
     }
 
     fn data(&self, name: &str) -> PathBuf {
-        self.output.join("data").join(name)
+        self.arguments.output.join("data").join(name)
     }
 
     fn reward_trainer(&self, name: &str, config: &str, file: &str, from: Option<&Path>) -> Result<PathBuf> {
         let folder = self.fresh(name)?;
         let config = TrainConfig {
             training_file: vec![self.data(&format!("{file}.parquet")).display().to_string()],
-            validation_file: vec![self.data.validation.file.display().to_string()],
+            validation_file: from.map(|_| self.data.validation.file.display().to_string()).into_iter().collect(),
             checkout_path: from.map(|path| path.display().to_string()),
             save_folder: Some(folder.clone()),
-            seed: self.seed,
+            seed: self.arguments.seed,
             ..read(config)?
         };
         match train(&config, false, self.progress, &self.stop)? {
@@ -128,19 +127,22 @@ impl Demo<'_> {
     /// The folder of the trained model.
     fn text_to_image(&self, clip: &Path) -> Result<PathBuf> {
         let start = self.fresh("untrained")?;
-        untrained("sd-toy", self.seed, clip, &start)?;
-        let config = FinetuneConfig {
+        untrained("sd-toy", self.arguments.seed, clip, &start)?;
+        self.finetune(FinetuneConfig {
             model: Some(start.display().to_string()),
             images: Some(self.data("captions.csv")),
             output: Some(self.fresh("text-to-image")?),
-            seed: self.seed,
+            seed: self.arguments.seed,
             ..read(include_str!("../../configs/demo/text-to-image.toml"))?
-        };
-        self.finetune(&config)
+        })
     }
 
-    fn finetune(&self, config: &FinetuneConfig) -> Result<PathBuf> {
-        match finetune(config, false, self.progress, &self.stop)? {
+    /// Trains for as many steps as go with the size of the data.
+    fn finetune(&self, mut config: FinetuneConfig) -> Result<PathBuf> {
+        for steps in [&mut config.train_steps, &mut config.vae_steps] {
+            *steps = (*steps * self.arguments.triplets).div_ceil(TRIPLETS);
+        }
+        match finetune(&config, false, self.progress, &self.stop)? {
             finetune::Ended::Finished(path) => Ok(path),
             finetune::Ended::Interrupted { .. } => Err(Error::interrupted().into()),
         }
@@ -149,13 +151,13 @@ impl Demo<'_> {
     /// The folder of the run.
     fn tune(&self, model: &Path, reward: &Path, config: FinetuneConfig) -> Result<PathBuf> {
         let folder = self.fresh("finetune")?;
-        self.finetune(&FinetuneConfig {
+        self.finetune(FinetuneConfig {
             model: Some(model.display().to_string()),
             reward: vec![format!("social-reward={}", reward.display()).parse::<RewardSpec>()?],
             prompts: Some(self.data("prompts.txt")),
             held_out_prompts: Some(self.data("held-out.txt")),
             output: Some(folder.clone()),
-            seed: self.seed,
+            seed: self.arguments.seed,
             ..config
         })?;
         Ok(folder)
@@ -172,7 +174,7 @@ impl Demo<'_> {
             steps: tuning.sample_steps,
             guidance_scale: tuning.sampling().0,
             batch_size: 32,
-            seed: self.seed,
+            seed: self.arguments.seed,
             output: Some(folder.clone()),
             ..GenerateConfig::default()
         };
@@ -186,7 +188,7 @@ impl Demo<'_> {
     fn judge(&self, tuned: &Path, base: &Path, run: &Path, reward: &Path) -> Result<ExitCode> {
         // The report draws the curves of the run that lies beside the images.
         fs_err::copy(run.join("metrics.jsonl"), tuned.join("metrics.jsonl"))?;
-        let report = self.output.join("report.html");
+        let report = self.arguments.output.join("report.html");
         let reward = reward.display();
         commands::evaluate::run(&EvaluateArgs {
             images: vec![tuned.to_owned()],

@@ -29,8 +29,10 @@ words! {
     Shape { Ring "ring", Square "square", Triangle "triangle", Cross "cross" }
 }
 words! {
-    /// Its colour: five saturated ones, none of them a ground.
-    Colour { Red "red", Yellow "yellow", Green "green", Blue "blue", Purple "purple" }
+    /// Its colour: eight saturated ones, none of them a ground.
+    Colour {
+        Red "red", Orange "orange", Yellow "yellow", Green "green", Cyan "cyan", Blue "blue", Purple "purple", Pink "pink",
+    }
 }
 words! {
     /// The ground: colourless, so that every coloured pixel belongs to the shape.
@@ -44,10 +46,13 @@ impl Colour {
     pub(crate) fn rgb(self) -> Rgb {
         match self {
             Self::Red => [0.86, 0.12, 0.12],
+            Self::Orange => [1.0, 0.5, 0.0],
             Self::Yellow => [0.98, 0.87, 0.1],
             Self::Green => [0.1, 0.65, 0.2],
+            Self::Cyan => [0.1, 0.75, 0.8],
             Self::Blue => [0.12, 0.3, 0.9],
             Self::Purple => [0.55, 0.15, 0.7],
+            Self::Pink => [0.95, 0.35, 0.65],
         }
     }
 }
@@ -106,7 +111,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// All 80 of them.
+    /// All 128 of them.
     pub(crate) fn all() -> Vec<Self> {
         let combinations = Shape::ALL.iter().flat_map(|shape| Colour::ALL.iter().map(move |colour| (*shape, *colour)));
         combinations.flat_map(|(shape, colour)| Self::of(shape, colour)).collect()
@@ -122,7 +127,9 @@ impl Request {
 /// "a red ring on a black background"
 impl fmt::Display for Request {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "a {} {}", self.colour.word(), self.shape.word())?;
+        let colour = self.colour.word();
+        let article = if colour.starts_with('o') { "an" } else { "a" };
+        write!(formatter, "{article} {colour} {}", self.shape.word())?;
         self.background.map_or(Ok(()), |background| write!(formatter, " on a {} background", background.word()))
     }
 }
@@ -224,10 +231,11 @@ mod tests {
     #[test]
     fn words() {
         assert_eq!(REQUEST.to_string(), "a red square");
+        assert_eq!(Request { colour: Colour::Orange, ..REQUEST }.to_string(), "an orange square");
         let mut all: Vec<String> = Request::all().iter().map(Request::to_string).collect();
         all.sort();
         all.dedup();
-        assert_eq!(all.len(), 80);
+        assert_eq!(all.len(), 128);
     }
 
     /// Colour and shape as asked 3; size (0.36 - 0.32) / 0.04 = 1; luminance of red 0.2126·0.86 + 0.7152·0.12 + 0.0722·0.12.

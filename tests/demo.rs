@@ -1,0 +1,44 @@
+//! `demo`: the whole pipeline, small; what it prints, what it leaves, and stopping it.
+
+use crate::harness::Workspace;
+
+/// A two-hundredth of everything.
+const SMALL: &str = "demo --triplets 30 --output small";
+
+#[test]
+fn the_whole_pipeline_ends_with_the_report() {
+    let work = Workspace::new();
+    let demo = work.run(SMALL);
+    demo.succeeds().check(demo.stdout.ends_with("small/report.html\n"), "the report's path in the last line");
+    for part in ["accuracy", "social-reward", "true popularity", "colour as asked", "shape as asked", "by chance"] {
+        demo.check(demo.stdout.contains(part), part);
+    }
+    for stage in 1..=6 {
+        demo.says(&format!("[{stage}/6, after"));
+    }
+    let report = work.text("small/report.html");
+    for part in ["tuned against base", "a red", "data:image/", "held_out_reward"] {
+        demo.check(report.contains(part), part);
+    }
+    for file in [
+        "clip/final/config.json",
+        "reward/best/model.safetensors",
+        "text-to-image/model/model_index.json",
+        "base/images.parquet",
+        "finetune/lora/pytorch_lora_weights.safetensors",
+        "tuned/images.parquet",
+        "tuned/scores.parquet",
+    ] {
+        assert!(work.path("small").join(file).is_file(), "{file}");
+    }
+    // A second one takes the place of the first.
+    let again = work.run(SMALL);
+    again.succeeds().check(again.stdout == demo.stdout, "the same figures");
+}
+
+#[test]
+fn a_stopped_demo_says_so() {
+    let work = Workspace::new();
+    let stopped = work.start_until(SMALL, "small/text-to-image/config.toml").signal("INT");
+    stopped.exits(130).check(!stopped.stdout.contains("report.html"), "no report");
+}
