@@ -17,7 +17,7 @@ fn the_whole_pipeline_ends_with_the_report() {
         demo.says(&format!("[{stage}/6, after"));
     }
     let report = work.text("small/report.html");
-    for part in ["tuned against base", "a red", "data:image/", "held_out_reward"] {
+    for part in ["tuned against base", "a red", "data:image/", "Training: mean reward"] {
         demo.check(report.contains(part), part);
     }
     for file in [
@@ -26,8 +26,8 @@ fn the_whole_pipeline_ends_with_the_report() {
         "text-to-image/model/model_index.json",
         "base/images.parquet",
         "finetune/lora/pytorch_lora_weights.safetensors",
-        "tuned/images.parquet",
-        "tuned/scores.parquet",
+        "finetune/tuned/images.parquet",
+        "finetune/tuned/scores.parquet",
     ] {
         assert!(work.path("small").join(file).is_file(), "{file}");
     }

@@ -73,9 +73,10 @@ impl Demo<'_> {
         let base = self.images("base", &model, None, &tuning)?;
         self.stage(5, "it learns to please the reward");
         let run = self.tune(&model, &reward, tuning.clone())?;
-        let tuned = self.images("tuned", &model, Some(&run.join("lora")), &tuning)?;
+        // In the run's folder, where the report looks for its curves.
+        let tuned = self.images("finetune/tuned", &model, Some(&run.join("lora")), &tuning)?;
         self.stage(6, "what came of it");
-        self.judge(&tuned, &base, &run, &reward)
+        self.judge(&tuned, &base, &reward)
     }
 
     fn stage(&self, number: usize, text: &str) {
@@ -185,9 +186,7 @@ impl Demo<'_> {
     }
 
     /// Prints what the reward thinks and what is true, and writes the report.
-    fn judge(&self, tuned: &Path, base: &Path, run: &Path, reward: &Path) -> Result<ExitCode> {
-        // The report draws the curves of the run that lies beside the images.
-        fs_err::copy(run.join("metrics.jsonl"), tuned.join("metrics.jsonl"))?;
+    fn judge(&self, tuned: &Path, base: &Path, reward: &Path) -> Result<ExitCode> {
         let report = self.arguments.output.join("report.html");
         let reward = reward.display();
         commands::evaluate::run(&EvaluateArgs {
