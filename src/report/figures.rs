@@ -175,10 +175,10 @@ mod tests {
         let summary = Summary { sets, comparisons: Vec::new(), slices: None };
         let html = by_set(&summary, 2);
         for (class, points) in [
-            ("set", "64.0,144.0 428.0,56.0"),
-            ("bound", "64.0,188.0 428.0,100.0"),
-            ("bound", "64.0,100.0 428.0,12.0"),
-            ("base", "64.0,100.0 428.0,100.0"),
+            ("set", "68.0,129.0 328.0,51.0"),
+            ("bound", "68.0,168.0 328.0,90.0"),
+            ("bound", "68.0,90.0 328.0,12.0"),
+            ("base", "68.0,90.0 328.0,90.0"),
         ] {
             assert!(html.contains(&format!(r#"<polyline class="{class}" points="{points}"/>"#)), "{html}");
         }
