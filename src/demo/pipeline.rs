@@ -81,7 +81,11 @@ impl Demo<'_> {
 
     fn stage(&self, number: usize, text: &str) {
         let seconds = self.start.elapsed().as_secs();
-        self.progress.line(&format!("\n[{number}/{STAGES}, after {}:{:02}] {text}", seconds / 60, seconds % 60));
+        self.progress.line(&format!(
+            "\n[{number}/{STAGES}, after {}:{:02}] {text}",
+            seconds.div_euclid(60),
+            seconds % 60
+        ));
     }
 
     /// A folder of the demo, without what an earlier demo left there.

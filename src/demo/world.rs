@@ -192,6 +192,7 @@ fn outline(shape: Shape) -> Vec<[f32; 2]> {
 }
 
 /// How far the shape reaches to the left and right, up and down of its centre, in half widths.
+#[cfg(feature = "torch")]
 pub(crate) fn extent(shape: Shape) -> [(f32, f32); 2] {
     let outline = if shape == Shape::Ring { vec![[-1.0, -1.0], [1.0, 1.0]] } else { outline(shape) };
     [0, 1].map(|axis| {

@@ -81,7 +81,7 @@ pub fn embed(
     observer: &dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Table> {
-    let mut table = Table::new(images.len(), prompts.len());
+    let mut table = Table::new(images.len(), prompts.len(), engine.config().embed_dim);
     embed_prompts(engine, prompts, options, observer, stop, |indexes, embeddings| {
         table.set_prompts(indexes, &embeddings);
     })?;

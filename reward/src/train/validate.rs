@@ -29,7 +29,7 @@ pub(super) fn validate(
     let (triplets, batch) = (&examples.triplets, config.batch_size.max(16));
     let images: Vec<u32> = (0..triplets.images.len() as u32).collect();
     let prompts: Vec<u32> = (0..triplets.prompts.len() as u32).collect();
-    let mut table = Table::new(images.len(), prompts.len());
+    let mut table = Table::new(images.len(), prompts.len(), encoder.clip.config.embed_dim);
     for chunk in prompts.chunks(batch) {
         table.set_prompts(chunk, &rows_of(&encoder.embed_prompts(examples, chunk))?);
     }
