@@ -37,6 +37,14 @@ fn the_whole_pipeline_ends_with_the_report() {
 }
 
 #[test]
+fn a_folder_of_other_files_is_left_alone() {
+    let work = Workspace::new();
+    fs_err::create_dir_all(work.path("mine/base")).unwrap();
+    work.run("demo --output mine").fails(2, &["mine", "none of a demo"]).hints("--output");
+    assert!(work.path("mine/base").is_dir() && !work.path("mine/data").exists());
+}
+
+#[test]
 fn a_stopped_demo_says_so() {
     let work = Workspace::new();
     let stopped = work.start_until(SMALL, "small/text-to-image/config.toml").signal("INT");

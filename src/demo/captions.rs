@@ -1,5 +1,5 @@
-//! The toy world as pictures with captions, for a text-to-image model: some combinations of shape and colour are left out and
-//! become prompts that the model has never seen.
+//! The toy world as pictures with captions: all of it for the CLIP, and for the text-to-image model without some combinations of
+//! shape and colour, which become prompts for pictures that it has never seen.
 
 use std::path::Path;
 

@@ -10,9 +10,10 @@ mod truth;
 pub(crate) mod world;
 pub(crate) mod write;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
+use reward::Error;
 
 use crate::{
     cli::DemoArgs,
@@ -22,6 +23,9 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
+    if arguments.data_only.is_none() {
+        check(&arguments.output)?;
+    }
     let progress = Progress::new();
     let folder = arguments.data_only.clone().unwrap_or_else(|| arguments.output.join("data"));
     let train = arguments.triplets;
@@ -41,9 +45,23 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     pipeline::run(arguments, &written, &progress)
 }
 
+/// What can be refused before anything is written: a demo empties the folders that it fills.
+fn check(output: &Path) -> Result<()> {
+    if cfg!(not(feature = "torch")) {
+        let error = Error::usage("this is the portable build: it does not train");
+        return Err(error.hint("--data-only DIR writes just the toy data").into());
+    }
+    let other = output.exists() && fs_err::read_dir(output)?.next().is_some();
+    if other && !output.join("data/images/train").is_dir() {
+        let error = Error::usage(format!("{} holds files, and none of a demo", output.display()));
+        return Err(error.hint("--output DIR names a new folder, or one of an earlier demo").into());
+    }
+    Ok(())
+}
+
 #[cfg(not(feature = "torch"))]
 mod pipeline {
-    //! The portable build writes data only.
+    //! Never reached: the portable build refuses before.
 
     use std::process::ExitCode;
 
@@ -53,8 +71,6 @@ mod pipeline {
     use crate::{cli::DemoArgs, progress::Progress};
 
     pub(super) fn run(_: &DemoArgs, _: &Written, _: &Progress) -> Result<ExitCode> {
-        Err(reward::Error::usage("this is the portable build: it does not train")
-            .hint("--data-only DIR writes just the toy data")
-            .into())
+        Ok(ExitCode::FAILURE)
     }
 }

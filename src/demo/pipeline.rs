@@ -68,7 +68,7 @@ impl Demo<'_> {
         self.validate(&reward)?;
         self.stage(3, "a text-to-image model is trained from scratch");
         let model = self.text_to_image(&clip)?;
-        self.stage(4, "its images for prompts whose shape and colour it has never seen together");
+        self.stage(4, "its images of shapes in colours that none of its pictures showed them in");
         let tuning: FinetuneConfig = read(include_str!("../../configs/demo/finetune.toml"))?;
         let base = self.images("base", &model, None, &tuning)?;
         self.stage(5, "it learns to please the reward");
@@ -119,7 +119,9 @@ impl Demo<'_> {
 
     fn validate(&self, reward: &Path) -> Result<()> {
         let ceiling = self.data.test.ceiling;
-        self.progress.line(&format!("held-out test prompts; no scorer can expect more than {ceiling:.4}:"));
+        self.progress.line(&format!(
+            "requests that no preference in training was about; no scorer can expect more than {ceiling:.4}:"
+        ));
         commands::validate::run(&ValidateArgs {
             validation_file: vec![self.data.test.file.display().to_string()],
             checkout_path: Some(reward.display().to_string()),
