@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use rand::{Rng, SeedableRng, seq::SliceRandom};
+use rand::{Rng, RngExt, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
@@ -12,8 +12,14 @@ use super::{
     write::{row, worded, write_parquet, write_picture},
 };
 
+/// From this vividness on, a caption that speaks of it calls a subject vivid.
+const VIVID: f32 = 0.7;
+
+/// A picture as it was asked for, as it came out, and its path.
+type Captioned = (Request, Scene, String);
+
 /// Writes `pretraining.parquet`: `count` pictures under `images/pretraining/`, each with its caption, beside another picture.
-/// The same seed gives the same bytes.
+/// Every other caption, by the toss of a coin, says whether the colour is pale or vivid. The same seed gives the same bytes.
 ///
 /// # Errors
 /// A file cannot be written.
@@ -22,11 +28,17 @@ pub(crate) fn write_pretraining(folder: &Path, seed: u64, count: usize) -> Resul
     generator.set_stream(5);
     let pictures = write_captioned(folder, "pretraining", &Request::all(), count, &mut generator)?;
     let others = pictures.iter().skip(1).chain(&pictures[..1]);
-    let triplets: Vec<_> = (pictures.iter().zip(others))
-        .map(|((request, path), (_, other))| {
-            row(request, worded(request, &mut generator), [path.clone(), other.clone()])
-        })
-        .collect();
+    let mut triplet = |((request, scene, path), (.., other)): (&Captioned, &Captioned)| {
+        let subject = if generator.random_bool(0.5) {
+            request.to_string()
+        } else if scene.vividness < VIVID {
+            request.described("pale")
+        } else {
+            request.described("vivid")
+        };
+        row(request, worded(&subject, &mut generator), [path.clone(), other.clone()])
+    };
+    let triplets: Vec<_> = pictures.iter().zip(others).map(&mut triplet).collect();
     write_parquet(&folder.join("pretraining.parquet"), &triplets)
 }
 
@@ -45,7 +57,7 @@ pub(crate) fn write_captions(folder: &Path, seed: u64, count: usize) -> Result<(
     let (held_out, shown): (Vec<Request>, Vec<Request>) =
         Request::all().into_iter().partition(|request| held_out.contains(&(request.shape, request.colour)));
     let pictures = write_captioned(folder, "captions", &shown, count, &mut generator)?;
-    let rows: String = pictures.iter().map(|(request, path)| format!("{request},{path}\n")).collect();
+    let rows: String = pictures.iter().map(|(request, _, path)| format!("{request},{path}\n")).collect();
     fs_err::write(folder.join("captions.csv"), format!("prompt,path\n{rows}"))?;
     for (name, requests) in [("prompts.txt", shown), ("held-out.txt", held_out)] {
         fs_err::write(folder.join(name), requests.iter().map(|request| format!("{request}\n")).collect::<String>())?;
@@ -53,21 +65,22 @@ pub(crate) fn write_captions(folder: &Path, seed: u64, count: usize) -> Result<(
     Ok(())
 }
 
-/// Writes `count` pictures of what is asked for, the requests in turn, and gives each with its path.
+/// Writes `count` pictures of what is asked for, the requests in turn, and gives each with its scene and path.
 fn write_captioned(
     folder: &Path,
     name: &str,
     requests: &[Request],
     count: usize,
     generator: &mut impl Rng,
-) -> Result<Vec<(Request, String)>> {
+) -> Result<Vec<Captioned>> {
     fs_err::create_dir_all(folder.join("images").join(name))?;
     let write = |index: usize| {
         let request = requests[index % requests.len()];
         let scene = Scene::random(generator);
         let background = request.background.unwrap_or(scene.background);
         let scene = Scene { shape: request.shape, colour: request.colour, background, ..scene };
-        Ok((request, write_picture(folder, &format!("images/{name}/{index:05}"), &scene, generator)?))
+        let path = write_picture(folder, &format!("images/{name}/{index:05}"), &scene, generator)?;
+        Ok((request, scene, path))
     };
     (0..count).map(write).collect()
 }

@@ -3,8 +3,8 @@
 
 use super::world::{Background, Colour, Rgb, Scene, Shape, extent, render};
 
-/// Largest less smallest channel of a pixel that belongs to the subject: half of what the palest colour has.
-const CHROMA: f32 = 0.27;
+/// Largest less smallest channel of a pixel that belongs to the subject: half of what the palest one has.
+const CHROMA: f32 = 0.11;
 /// A subject covers at least this share of the picture.
 const LEAST: f32 = 0.004;
 /// Sizes to try, as shares of what the subject's outline says.
@@ -19,6 +19,10 @@ pub(crate) fn detect(pixels: &[u8], side: u32) -> Option<Scene> {
         return None;
     }
     let colour = nearest(Colour::ALL, |colour| turn_between(hue(colour.rgb()), hue(mean(&subject, pixel))));
+    let mut chromas: Vec<f32> = subject.iter().map(|index| chroma(pixel(*index))).collect();
+    // The median, as the outline is mixed with the ground.
+    let (_, median, _) = chromas.select_nth_unstable_by(subject.len().div_euclid(2), f32::total_cmp);
+    let vividness = *median / chroma(colour.rgb());
     let frame: Vec<usize> = (0..width * width)
         .filter(|index| [index.div_euclid(width), index % width].iter().any(|place| *place == 0 || *place == width - 1))
         .collect();
@@ -38,7 +42,7 @@ pub(crate) fn detect(pixels: &[u8], side: u32) -> Option<Scene> {
             let centre =
                 |low: f32, high: f32, from: f32, to: f32| 0.5 * (low + high) / side as f32 - 0.5 * size * (from + to);
             let position = [centre(left, right, low_x, high_x), centre(top, bottom, low_y, high_y)];
-            let scene = Scene { shape, colour, size, position, background };
+            let scene = Scene { shape, colour, vividness, size, position, background };
             let drawn = render(&scene, side);
             let error: f32 = drawn.iter().zip(pixels).map(|(a, b)| (f32::from(*a) - f32::from(*b)).powi(2)).sum();
             if error < best.0 {
@@ -126,7 +130,7 @@ mod tests {
     use super::*;
     use crate::demo::world::Scene;
 
-    /// Every scene is seen as what it is; size and position within a pixel.
+    /// Every scene is seen as what it is; size and position within a pixel, vividness within a fiftieth.
     #[test]
     fn what_was_drawn_is_what_is_seen() {
         let mut generator = ChaCha8Rng::seed_from_u64(0);
@@ -136,6 +140,7 @@ mod tests {
             let words = |scene: &Scene| (scene.shape, scene.colour, scene.background);
             assert_eq!(words(&seen), words(&scene), "{scene:?} seen as {seen:?}");
             assert!((seen.size - scene.size).abs() < 1.0 / 32.0, "{scene:?} seen as {seen:?}");
+            assert!((seen.vividness - scene.vividness).abs() < 0.02, "{scene:?} seen as {seen:?}");
             for axis in [0, 1] {
                 assert!((seen.position[axis] - scene.position[axis]).abs() < 1.0 / 32.0, "{scene:?} seen as {seen:?}");
             }

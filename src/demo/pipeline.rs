@@ -59,12 +59,13 @@ struct Demo<'a> {
 
 impl Demo<'_> {
     fn run(&self) -> Result<ExitCode> {
-        self.stage(1, "a CLIP learns what words look like");
-        let clip = self.reward_trainer("clip", include_str!("../../configs/demo/clip.toml"), "pretraining", None)?;
+        self.stage(1, "a CLIP learns what words look like, and what is liked");
+        let clip =
+            self.reward_trainer("clip", include_str!("../../configs/demo/clip.toml"), &["pretraining", "train"], None)?;
         self.stage(2, "it becomes a reward: which of two pictures a user liked");
         let clip = clip.join("final");
         let text = include_str!("../../configs/demo/reward.toml");
-        let reward = self.reward_trainer("reward", text, "train", Some(&clip))?.join("best");
+        let reward = self.reward_trainer("reward", text, &["train"], Some(&clip))?.join("best");
         self.validate(&reward)?;
         self.stage(3, "a text-to-image model is trained from scratch");
         let model = self.text_to_image(&clip)?;
@@ -101,10 +102,13 @@ impl Demo<'_> {
         self.arguments.output.join("data").join(name)
     }
 
-    fn reward_trainer(&self, name: &str, config: &str, file: &str, from: Option<&Path>) -> Result<PathBuf> {
+    fn reward_trainer(&self, name: &str, config: &str, files: &[&str], from: Option<&Path>) -> Result<PathBuf> {
         let folder = self.fresh(name)?;
         let config = TrainConfig {
-            training_file: vec![self.data(&format!("{file}.parquet")).display().to_string()],
+            training_file: files
+                .iter()
+                .map(|file| self.data(&format!("{file}.parquet")).display().to_string())
+                .collect(),
             validation_file: from.map(|_| self.data.validation.file.display().to_string()).into_iter().collect(),
             checkout_path: from.map(|path| path.display().to_string()),
             save_folder: Some(folder.clone()),

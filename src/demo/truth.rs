@@ -16,7 +16,7 @@ use super::{
     world::{Request, Scene, popularity},
 };
 
-/// How popular a picture is that shows nothing: as one of no size, whoever asked.
+/// How popular a picture is that shows nothing: less than the palest, whoever asked.
 const OF_NOTHING: f64 = -1.5;
 
 /// An image as the toy world sees it.

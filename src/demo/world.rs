@@ -73,6 +73,8 @@ impl Background {
 pub(crate) struct Scene {
     pub(crate) shape: Shape,
     pub(crate) colour: Colour,
+    /// How strong the colour is, in [`VIVIDNESS`]: 0 is the grey of the same luminance, 1 is the colour of [`Colour::rgb`].
+    pub(crate) vividness: f32,
     /// Half the width of the shape as a share of the picture's side, in [`SIZES`].
     pub(crate) size: f32,
     /// Centre of the shape as shares of the side, from the top left; the shape lies within the picture.
@@ -86,21 +88,32 @@ impl Scene {
         fn any<T: Copy>(members: &[T], generator: &mut impl Rng) -> T {
             members[generator.random_range(0..members.len())]
         }
-        let size = generator.random_range(SIZES.0..SIZES.1);
+        let mut within = |(least, most)| generator.random_range(least..most);
+        let (vividness, size) = (within(VIVIDNESS), within(SIZES));
         Self {
             shape: any(Shape::ALL, generator),
             colour: any(Colour::ALL, generator),
+            vividness,
             size,
             position: [(); 2].map(|()| 0.5 + generator.random_range(-OFF_CENTRE..OFF_CENTRE)),
             background: any(Background::ALL, generator),
         }
     }
+
+    /// The subject's colour on screen.
+    pub(crate) fn rgb(&self) -> Rgb {
+        let colour = self.colour.rgb();
+        let grey = luminance(colour);
+        colour.map(|channel| grey + self.vividness * (channel - grey))
+    }
 }
 
+/// Palest and most vivid [`Scene::vividness`].
+const VIVIDNESS: (f32, f32) = (0.4, 1.0);
 /// Smallest and largest [`Scene::size`].
-const SIZES: (f32, f32) = (0.26, 0.4);
+const SIZES: (f32, f32) = (0.33, 0.39);
 /// How far the shape is from the centre at most, across and up or down, as a share of the side.
-const OFF_CENTRE: f32 = 0.08;
+const OFF_CENTRE: f32 = 0.03;
 
 /// What a user asks for; where they did not say, all is welcome.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -122,6 +135,12 @@ impl Request {
         let grounds = std::iter::once(None).chain(Background::ALL.iter().copied().map(Some));
         grounds.map(move |background| Self { shape, colour, background })
     }
+
+    /// "a pale red ring on a black background", where `adjective` is "pale".
+    pub(crate) fn described(&self, adjective: &str) -> String {
+        let plain = self.to_string();
+        plain.split_once(' ').map_or_else(String::new, |(_, subject)| format!("a {adjective} {subject}"))
+    }
 }
 
 /// "a red ring on a black background"
@@ -134,20 +153,18 @@ impl fmt::Display for Request {
     }
 }
 
-/// The truth: how popular `scene` is with who made `request`, about -3 to 6.5.
+/// The truth: how popular `scene` is with who made `request`, about -1.4 to 6.4.
 ///
 /// Two points for the colour that was asked for, one each for the shape and, if asked for, the ground; and for everyone up to
-/// 1.5 points, saturating, for a large subject, up to 1 for a contrast between subject and ground, and less the further the
-/// subject is from the centre.
+/// 1.5 points, saturating, for a vivid colour, and up to 1 for a contrast between subject and ground.
 pub(crate) fn popularity(request: &Request, scene: &Scene) -> f64 {
     let met = |wanted: bool, points: f64| if wanted { points } else { 0.0 };
     let asked = met(request.colour == scene.colour, 2.0)
         + met(request.shape == scene.shape, 1.0)
         + met(request.background == Some(scene.background), 1.0);
-    let large = 1.5 * ((f64::from(scene.size) - 0.32) / 0.04).tanh();
+    let vivid = 1.5 * ((f64::from(scene.vividness) - 0.7) / 0.17).tanh();
     let contrast = (3.0 * f64::from((luminance(scene.colour.rgb()) - luminance(scene.background.rgb())).abs())).tanh();
-    let [x, y] = scene.position.map(|share| f64::from(share) - 0.5);
-    asked + large + contrast - 4.0 * x.hypot(y)
+    asked + vivid + contrast
 }
 
 /// Rec. 709 weights, in `0..=1`.
@@ -158,7 +175,7 @@ fn luminance([red, green, blue]: Rgb) -> f32 {
 /// Draws the scene: `side` × `side` pixels, row by row, red, green, blue in a byte each; edges are anti-aliased.
 pub(crate) fn render(scene: &Scene, side: u32) -> Vec<u8> {
     let outline = outline(scene.shape);
-    let (ground, colour) = (scene.background.rgb(), scene.colour.rgb());
+    let (ground, colour) = (scene.background.rgb(), scene.rgb());
     let pixel_in_shape = 1.0 / (scene.size * side as f32);
     let mut bytes = Vec::with_capacity((side * side * 3) as usize);
     for row in 0..side {
@@ -223,6 +240,7 @@ mod tests {
     const SCENE: Scene = Scene {
         shape: Shape::Square,
         colour: Colour::Red,
+        vividness: 1.0,
         size: 0.36,
         position: [0.5, 0.5],
         background: Background::Black,
@@ -232,24 +250,36 @@ mod tests {
     #[test]
     fn words() {
         assert_eq!(REQUEST.to_string(), "a red square");
-        assert_eq!(Request { colour: Colour::Orange, ..REQUEST }.to_string(), "an orange square");
+        let orange = Request { colour: Colour::Orange, ..REQUEST };
+        assert_eq!(
+            (orange.to_string(), orange.described("pale")),
+            ("an orange square".into(), "a pale orange square".into())
+        );
         let mut all: Vec<String> = Request::all().iter().map(Request::to_string).collect();
         all.sort();
         all.dedup();
         assert_eq!(all.len(), 128);
     }
 
-    /// Colour and shape as asked 3; size (0.36 - 0.32) / 0.04 = 1; luminance of red 0.2126·0.86 + 0.7152·0.12 + 0.0722·0.12.
+    /// Colour and shape as asked 3; vividness (0.87 - 0.7) / 0.17 = 1; luminance of red 0.2126·0.86 + 0.7152·0.12 + 0.0722·0.12.
     #[test]
     fn popularity_by_hand() {
+        let scene = Scene { vividness: 0.87, ..SCENE };
         let everyone = 1.5 * 1_f64.tanh() + (3.0 * 0.277_324_f64).tanh();
-        assert!((popularity(&REQUEST, &SCENE) - (3.0 + everyone)).abs() < 1e-6);
+        assert!((popularity(&REQUEST, &scene) - (3.0 + everyone)).abs() < 1e-6);
         let on_white = Request { background: Some(Background::White), ..REQUEST };
-        assert_eq!(popularity(&on_white, &SCENE), popularity(&REQUEST, &SCENE));
+        assert_eq!(popularity(&on_white, &scene), popularity(&REQUEST, &scene));
         let on_black = Request { background: Some(Background::Black), ..REQUEST };
-        assert!((popularity(&on_black, &SCENE) - (4.0 + everyone)).abs() < 1e-6);
-        let wrong = Scene { shape: Shape::Cross, position: [0.5, 0.4], ..SCENE };
-        assert!((popularity(&REQUEST, &wrong) - (2.0 + everyone - 0.4)).abs() < 1e-6);
+        assert!((popularity(&on_black, &scene) - (4.0 + everyone)).abs() < 1e-6);
+        let wrong = Scene { shape: Shape::Cross, position: [0.5, 0.4], ..scene };
+        assert!((popularity(&REQUEST, &wrong) - (2.0 + everyone)).abs() < 1e-6);
+    }
+
+    /// Halfway to the grey of red's luminance, 0.2773: 0.86 becomes 0.5687, 0.12 becomes 0.1987.
+    #[test]
+    fn pale_colours_by_hand() {
+        let [red, green, blue] = Scene { vividness: 0.5, ..SCENE }.rgb();
+        assert!((red - 0.5687).abs() < 1e-4 && (green - 0.1987).abs() < 1e-4 && green == blue);
     }
 
     /// The square's half width is 0.85 · 0.3 of 20 pixels: 5.1, so rows 5 to 14 are full and row 4 is covered by 0.1.

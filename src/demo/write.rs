@@ -105,7 +105,7 @@ fn write_split(
             write_picture(folder, &format!("images/{name}/{index:05}-{role}"), scene, generator)
         };
         let paths = [write("pos", &scenes[positive])?, write("neg", &scenes[negative])?];
-        rows.push(row(request, worded(request, generator), paths));
+        rows.push(row(request, worded(&request.to_string(), generator), paths));
     }
     let file = folder.join(format!("{name}.parquet"));
     write_parquet(&file, &rows)?;
@@ -122,11 +122,11 @@ pub(super) fn row(request: &Request, prompt: String, [positive, negative]: [Stri
 }
 
 /// The same request is worded in three ways.
-pub(super) fn worded(request: &Request, generator: &mut impl Rng) -> String {
+pub(super) fn worded(request: &str, generator: &mut impl Rng) -> String {
     match generator.random_range(0..3) {
         0 => format!("a picture of {request}"),
         1 => format!("draw {request}"),
-        _ => request.to_string(),
+        _ => request.to_owned(),
     }
 }
 

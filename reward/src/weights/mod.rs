@@ -88,7 +88,7 @@ impl Checkpoint {
         if let Some(name) = model.strip_prefix("random:") {
             let config = ClipConfig::preset(name).ok_or_else(|| {
                 Error::usage(format!("`{model}`: no such random model"))
-                    .hint("known: random:tiny, random:vit-b-32, random:vit-l-14, random:vit-h-14")
+                    .hint("known: random:tiny, random:toy, random:vit-b-32, random:vit-l-14, random:vit-h-14")
             })?;
             return Ok(Self { config, source: Source::Random { seed: options.seed } });
         }
