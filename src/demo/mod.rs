@@ -29,14 +29,14 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     let progress = Progress::new();
     let folder = arguments.data_only.clone().unwrap_or_else(|| arguments.output.join("data"));
     let train = arguments.triplets;
-    let counts = TripletCounts { train, validation: train.div_ceil(20), test: train.div_ceil(10) };
+    let counts = TripletCounts { train, validation: train.div_ceil(10).min(1200), test: train.div_ceil(4).min(2400) };
     let written = write_triplets(&folder, arguments.seed, counts)?;
     for split in [&written.train, &written.validation, &written.test] {
         let Split { file, triplets, prompts, ceiling } = split;
         progress
             .line(&format!("{}: {triplets} triplets, {prompts} prompts, noise ceiling {ceiling:.4}", file.display()));
     }
-    captions::write_captions(&folder, arguments.seed, train.div_ceil(2))?;
+    captions::write_captions(&folder, arguments.seed, train.min(12_000))?;
     captions::write_pretraining(&folder, arguments.seed, train)?;
     if arguments.data_only.is_some() {
         commands::print(&folder.display().to_string())?;
