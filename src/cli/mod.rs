@@ -62,7 +62,8 @@ pub(crate) struct DemoArgs {
     /// Write just the toy data, here
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     pub(crate) data_only: Option<PathBuf>,
-    /// Training triplets; a tenth as many for validation and a quarter for the test, at most 1200 and 2400; the trainings grow with them
+    /// Training triplets, with a tenth as many for validation and a quarter for the test, at most 1200 and 2400; the trainings
+    /// grow with them
     #[arg(long, value_name = "N", default_value_t = TRIPLETS)]
     pub(crate) triplets: usize,
     /// Seed of data, weights and shuffling
