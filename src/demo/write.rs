@@ -66,7 +66,7 @@ pub(crate) fn write_triplets(folder: &Path, seed: u64, counts: TripletCounts) ->
     let TripletCounts { train, validation, test } = counts;
     ensure!(
         train > 0 && validation > 0 && test > 0,
-        "every split of the toy data needs at least one triplet: {counts:?}"
+        "every split of the toy data needs at least one triplet: --triplets is at least 1"
     );
     let mut requests = Request::all();
     requests.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));

@@ -127,7 +127,8 @@ impl ClipConfig {
         all
     }
 
-    /// A preset: `tiny` and, of half its depth in vision, `toy` (64×64 pictures, for tests and the demo), `vit-b-32`, `vit-l-14`, `vit-h-14`.
+    /// A preset: `tiny` and, of half its depth in vision, `toy` (64×64 pictures, for tests and the demo), `vit-b-32`, `vit-l-14`,
+    /// `vit-h-14`.
     pub fn preset(name: &str) -> Option<Self> {
         let tower = |width, layers, heads, activation| TowerConfig {
             width,
