@@ -50,7 +50,7 @@ pub(crate) const TRIPLETS: usize = 24_000;
 #[derive(Args)]
 #[command(after_help = "Examples:
   social-reward demo                       # about ten minutes on two cores; the last line says where the report is
-  social-reward demo --triplets 600 --output quick    # a tenth of everything: a look, no figures to trust
+  social-reward demo --triplets 2400 --output quick   # a tenth of everything: a look, no figures to trust
   social-reward demo --data-only toy       # triplets for `reward train`, captions for `diffusion finetune`
 
 What it trains with is in configs/demo/*.toml; every step can be taken by hand with the command that its file names.
