@@ -1,7 +1,7 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
-//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, start-up, unet, vae, load,
-//! finetune, sampling.
+//! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, score, start-up,
+//! unet, vae, load, finetune, sampling.
 //! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
 //! openai-clip, safetensors, pandas, pyarrow, diffusers, transformers and peft, and diffusers-rs. Data and weights are made once,
 //! in `target/bench`.
@@ -23,13 +23,14 @@ mod stable_diffusion;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 12] = [
+const ROWS: [(&str, Row); 13] = [
     ("gemm", gemm),
     ("decode", decode),
     ("fast-decode", fast_decode),
     ("train", train),
     ("memory", memory),
     ("validate", validate),
+    ("score", score),
     ("start-up", start_up),
     ("unet", stable_diffusion::unet),
     ("vae", stable_diffusion::vae),
@@ -281,6 +282,37 @@ fn validate() -> Result<()> {
             theirs / ours
         );
     }
+    Ok(())
+}
+
+/// Scores of 200 distinct pictures of 512², and how far they are from those of transformers.
+fn score() -> Result<()> {
+    let data = data("scored", &["--images", "200", "--size", "512"])?;
+    let manifest = data.join("images.csv");
+    let rows: String =
+        (0..200).map(|image| format!("picture {image} of a lighthouse,images/{image:05}.jpg\n")).collect();
+    fs_err::write(&manifest, format!("prompt,path\n{rows}"))?;
+    let (manifest, model) = (manifest.display().to_string(), folder("vit-l-14").display().to_string());
+    if !Path::new(&model).is_dir() {
+        ours(&["reward", "export", "--model", &weights()?, "--format", "hf", "--output", &model])?;
+    }
+    let one = first_image(&manifest)?;
+    let loading = ours(&["reward", "score", "--model", &model, "--prompt", "x", &one, "--device", "cpu"])?;
+    let started = Instant::now();
+    let arguments = ["reward", "score", "--model", &model, "--manifest", &manifest, "--device", "cpu", "--json"];
+    let rows: Value = serde_json::from_slice(&answer(&arguments)?)?;
+    let ours = (started.elapsed() - loading).as_secs_f64();
+    let theirs = peer("score.py", &[&model, &manifest])?;
+    let scores: Vec<f64> = rows.as_array().into_iter().flatten().filter_map(|row| row["score"].as_f64()).collect();
+    let expected = numbers(&theirs["scores"]);
+    ensure!(scores.len() == 200 && expected.len() == 200, "{} and {} scores, 200 wanted", scores.len(), expected.len());
+    let apart = scores.iter().zip(&expected).map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f64::max);
+    let seconds = theirs["seconds"].as_f64().context("no time")?;
+    println!(
+        "score: 200 JPEGs of 512², ViT-L/14: ours {ours:.1} s beside loading, transformers {seconds:.1} s, {:.2}×; \
+         scores at most {apart:.1e} apart",
+        seconds / ours
+    );
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use crate::{
     config::{PRESETS, TextConfig},
     lora::{self, Layers, Lora},
     save,
+    schedule::PredictionType,
     source::{Source, SourceOptions},
     text::TextEncoder,
     unet::Unet,
@@ -88,12 +89,15 @@ pub fn folder(
 }
 
 /// Writes the model `random:PRESET` as [`folder`] does, to be trained from scratch. Its text encoder is the text tower of the
-/// CLIP in the Hugging Face folder `clip`, which has to be of the preset's size.
+/// CLIP in the Hugging Face folder `clip`, which has to be of the preset's size. Its UNet is to predict v, of which noisy
+/// latents, where a prompt matters, are a larger part than of ε ("Progressive Distillation for Fast Sampling of Diffusion
+/// Models", Salimans and Ho, 2022, <https://arxiv.org/abs/2202.00512>, section 4).
 ///
 /// # Errors
 /// No such preset, a CLIP that does not fit or cannot be read, there is something at `output`, or the disk is full or not writable.
 pub fn untrained(preset: &str, seed: u64, clip: &Path, output: &Path) -> Result<()> {
-    let source = Source::open(&format!("random:{preset}"), SourceOptions { seed, ..SourceOptions::default() })?;
+    let options = SourceOptions { seed, prediction_type: Some(PredictionType::Velocity), ..SourceOptions::default() };
+    let source = Source::open(&format!("random:{preset}"), options)?;
     let file = TensorFile::open(&clip.join("model.safetensors"))?;
     let tower = file.shapes().keys().filter(|key| key.starts_with("text_model."));
     let place = tower.map(|key| (key.clone(), Stored { file: 0, name: key.clone(), rows: None })).collect();

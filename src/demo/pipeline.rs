@@ -59,21 +59,25 @@ struct Demo<'a> {
 
 impl Demo<'_> {
     fn run(&self) -> Result<ExitCode> {
-        self.stage(1, "a CLIP learns what words look like, and what is liked");
-        let clip =
-            self.reward_trainer("clip", include_str!("../../configs/demo/clip.toml"), &["pretraining", "train"], None)?;
-        self.stage(2, "it becomes a reward: which of two pictures a user liked");
-        let clip = clip.join("final");
-        let text = include_str!("../../configs/demo/reward.toml");
-        let reward = self.reward_trainer("reward", text, &["train"], Some(&clip))?.join("best");
+        self.stage(1, "a CLIP learns from captions what words look like");
+        let clip = include_str!("../../configs/demo/clip.toml");
+        let clip = self.reward_trainer("clip", clip, &["pretraining"], None)?.join("final");
+        self.stage(2, "it becomes a reward: what users liked, then which of two pictures they liked");
+        let liked = include_str!("../../configs/demo/liked.toml");
+        let liked = self.reward_trainer("liked", liked, &["pretraining", "train"], Some(&clip))?.join("final");
+        let reward = include_str!("../../configs/demo/reward.toml");
+        let reward = self.reward_trainer("reward", reward, &["train"], Some(&liked))?.join("best");
         self.validate(&reward)?;
         self.stage(3, "a text-to-image model is trained from scratch");
         let model = self.text_to_image(&clip)?;
         self.stage(4, "its images of shapes in colours that none of its pictures showed them in");
         let tuning: FinetuneConfig = read(include_str!("../../configs/demo/finetune.toml"))?;
         let base = self.images("base", &model, None, &tuning)?;
-        self.stage(5, "it learns to please the reward");
-        let run = self.tune(&model, &reward, tuning.clone())?;
+        self.stage(
+            5,
+            "it learns to please the reward, and the CLIP of the captions, which sees that it shows what was asked for",
+        );
+        let run = self.tune(&model, &[("social-reward", &reward), ("clip-score", &clip)], tuning.clone())?;
         // In the run's folder, where the report looks for its curves.
         let tuned = self.images("finetune/tuned", &model, Some(&run.join("lora")), &tuning)?;
         self.stage(6, "what came of it");
@@ -160,11 +164,12 @@ impl Demo<'_> {
     }
 
     /// The folder of the run.
-    fn tune(&self, model: &Path, reward: &Path, config: FinetuneConfig) -> Result<PathBuf> {
+    fn tune(&self, model: &Path, rewards: &[(&str, &Path)], config: FinetuneConfig) -> Result<PathBuf> {
         let folder = self.fresh("finetune")?;
+        let rewards = rewards.iter().map(|(name, path)| format!("{name}={}", path.display()).parse::<RewardSpec>());
         self.finetune(FinetuneConfig {
             model: Some(model.display().to_string()),
-            reward: vec![format!("social-reward={}", reward.display()).parse::<RewardSpec>()?],
+            reward: rewards.collect::<std::result::Result<_, _>>()?,
             prompts: Some(self.data("prompts.txt")),
             held_out_prompts: Some(self.data("held-out.txt")),
             output: Some(folder.clone()),

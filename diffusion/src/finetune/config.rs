@@ -130,7 +130,7 @@ pub struct FinetuneConfig {
     pub snr_gamma: Option<f64>,
     /// Of `denoising`: optimizer steps that train the VAE first; 0 leaves it as it is.
     pub vae_steps: usize,
-    /// Learning rate of those.
+    /// Learning rate of those, with `schedule` and `warmup_steps` as the other.
     pub vae_learning_rate: f64,
     /// Of `denoising`: share of images whose prompt is left out, so that guidance works.
     pub prompt_dropout: f64,

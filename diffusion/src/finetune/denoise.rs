@@ -300,7 +300,8 @@ fn train_vae(
                 seeds: (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect(),
                 device,
             };
-            let outcome = stepper.step(&work, config.batch_size, config.vae_learning_rate, observer)?;
+            let rate = config.vae_learning_rate * config.schedule.factor(step, config.vae_steps, config.warmup_steps);
+            let outcome = stepper.step(&work, config.batch_size, rate, observer)?;
             observer.event(&Event::Progress { phase: "training the VAE", done: step, total: config.vae_steps });
             if step == config.vae_steps {
                 observer.event(&Event::Note(&format!("VAE: loss {:.5} after {step} steps", outcome.loss)));
