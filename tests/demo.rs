@@ -22,6 +22,7 @@ fn the_whole_pipeline_ends_with_the_report() {
     }
     for file in [
         "clip/final/config.json",
+        "liked/final/config.json",
         "reward/best/model.safetensors",
         "text-to-image/model/model_index.json",
         "base/images.parquet",
@@ -31,6 +32,11 @@ fn the_whole_pipeline_ends_with_the_report() {
     ] {
         assert!(work.path("small").join(file).is_file(), "{file}");
     }
+    let truth = work.run("demo --output small --truth small/finetune/tuned");
+    truth
+        .succeeds()
+        .check(truth.stdout.starts_with("The truth") && demo.stdout.contains(truth.stdout.trim_end()), "as the demo");
+    work.run("demo --output small --truth small/nothing").fails(1, &["small/nothing"]);
     // A second one takes the place of the first.
     let again = work.run(SMALL);
     again.succeeds().check(again.stdout == demo.stdout, "the same figures");

@@ -96,7 +96,7 @@ pub fn folder(
 /// # Errors
 /// No such preset, a CLIP that does not fit or cannot be read, there is something at `output`, or the disk is full or not writable.
 pub fn untrained(preset: &str, seed: u64, clip: &Path, output: &Path) -> Result<()> {
-    let options = SourceOptions { seed, prediction_type: Some(PredictionType::Velocity), ..SourceOptions::default() };
+    let options = SourceOptions { seed, prediction_type: Some(PredictionType::Velocity) };
     let source = Source::open(&format!("random:{preset}"), options)?;
     let file = TensorFile::open(&clip.join("model.safetensors"))?;
     let tower = file.shapes().keys().filter(|key| key.starts_with("text_model."));

@@ -51,6 +51,7 @@ pub(crate) const TRIPLETS: usize = 24_000;
 #[command(after_help = "Examples:
   social-reward demo                       # about ten minutes on two cores; the last line says where the report is
   social-reward demo --triplets 2400 --output quick   # a tenth of everything: a look, no figures to trust
+  social-reward demo --truth my-images     # the truth about images of a tuning of your own, beside those of the demo's base
   social-reward demo --data-only toy       # triplets for `reward train`, captions for `diffusion finetune`
 
 What it trains with is in configs/demo/*.toml; every step can be taken by hand with the command that its file names.
@@ -62,6 +63,9 @@ pub(crate) struct DemoArgs {
     /// Write just the toy data, here
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     pub(crate) data_only: Option<PathBuf>,
+    /// Just print the truth about images of the toy world, such as those of a tuning of your own, beside `base` in --output
+    #[arg(long, value_name = "IMAGES", conflicts_with = "data_only")]
+    pub(crate) truth: Option<PathBuf>,
     /// Training triplets, with a tenth as many for validation and a quarter for the test, at most 1200 and 2400; the trainings
     /// grow with them
     #[arg(long, value_name = "N", default_value_t = TRIPLETS)]

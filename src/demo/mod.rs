@@ -23,6 +23,9 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
+    if let Some(images) = &arguments.truth {
+        return pipeline::truth(images, &arguments.output.join("base"));
+    }
     if arguments.data_only.is_none() {
         check(&arguments.output)?;
     }
@@ -48,8 +51,7 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
 /// What can be refused before anything is written: a demo empties the folders that it fills.
 fn check(output: &Path) -> Result<()> {
     if cfg!(not(feature = "torch")) {
-        let error = Error::usage("this is the portable build: it does not train");
-        return Err(error.hint("--data-only DIR writes just the toy data").into());
+        return Err(portable().into());
     }
     let other = output.exists() && fs_err::read_dir(output)?.next().is_some();
     if other && !output.join("data/images/train").is_dir() {
@@ -59,11 +61,15 @@ fn check(output: &Path) -> Result<()> {
     Ok(())
 }
 
+fn portable() -> Error {
+    Error::usage("this is the portable build: it does not train").hint("--data-only DIR writes just the toy data")
+}
+
 #[cfg(not(feature = "torch"))]
 mod pipeline {
     //! Never reached: the portable build refuses before.
 
-    use std::process::ExitCode;
+    use std::{path::Path, process::ExitCode};
 
     use anyhow::Result;
 
@@ -72,5 +78,9 @@ mod pipeline {
 
     pub(super) fn run(_: &DemoArgs, _: &Written, _: &Progress) -> Result<ExitCode> {
         Ok(ExitCode::FAILURE)
+    }
+
+    pub(super) fn truth(_: &Path, _: &Path) -> Result<ExitCode> {
+        Err(super::portable().into())
     }
 }

@@ -16,7 +16,6 @@ use diffusion::{
 };
 use reward::{
     Error,
-    data::image_set::ImageSet,
     score::spec::RewardSpec,
     train::{
         config::TrainConfig,
@@ -25,11 +24,7 @@ use reward::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{
-    truth::{Figure, Truth},
-    world::{Colour, Shape},
-    write::Written,
-};
+use super::{truth, write::Written};
 use crate::{
     cli::{DemoArgs, EvaluateArgs, TRIPLETS, ValidateArgs},
     commands,
@@ -47,6 +42,15 @@ const STAGES: usize = 6;
 /// Those of the stages.
 pub(super) fn run(arguments: &DemoArgs, data: &Written, progress: &Progress) -> Result<ExitCode> {
     Demo { arguments, data, progress, stop: signals::listen()?, start: Instant::now() }.run()
+}
+
+/// Prints the truth about the image set `images` beside `base`.
+///
+/// # Errors
+/// Those of [`truth::table`].
+pub(super) fn truth(images: &Path, base: &Path) -> Result<ExitCode> {
+    commands::print(truth::table(images, base)?.trim_end())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 struct Demo<'a> {
@@ -211,35 +215,7 @@ impl Demo<'_> {
             report: Some(report.clone()),
             ..EvaluateArgs::default()
         })?;
-        let sets = [tuned, base].map(|path| ImageSet::read(path, None));
-        let [tuned, base] = sets;
-        let (tuned, base) = (tuned?, base?);
-        let (tuned, base) = (Truth::of(&tuned)?, Truth::of(&base)?);
-        let gain = tuned.against(&base)?;
-        let row = |what: &str, base: Figure, tuned: Figure, chance: String| {
-            let figure =
-                |Figure { mean, interval }: Figure| format!("{mean:.3} [{:.3}, {:.3}]", interval.low, interval.high);
-            format!("  {what:<22}{:<24}{:<24}{chance}\n", figure(base), figure(tuned))
-        };
-        let chance = |members: usize| format!("{:.3}", 1.0 / members as f64);
-        commands::print(&format!(
-            "\nThe truth, which no trainer saw (95 % intervals, prompts resampled)\n  {:<22}{:<24}{:<24}by chance\n{}{}{}\
-             true popularity rose by {:+.3} [{:+.3}, {:+.3}]; tuned images win {:.3} [{:.3}, {:.3}] of {} pairs\n\n{}",
-            "",
-            "base",
-            "tuned",
-            row("true popularity", base.popularity(), tuned.popularity(), String::new()),
-            row("colour as asked", base.colour(), tuned.colour(), chance(Colour::ALL.len())),
-            row("shape as asked", base.shape(), tuned.shape(), chance(Shape::ALL.len())),
-            gain.mean_difference,
-            gain.mean_difference_low,
-            gain.mean_difference_high,
-            gain.win_rate,
-            gain.interval_low,
-            gain.interval_high,
-            gain.n_pairs,
-            report.display(),
-        ))?;
+        commands::print(&format!("\n{}\n{}", truth::table(tuned, base)?, report.display()))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,6 @@
 //! What no trainer sees: how popular the images of a set truly are, and whether they show what was asked for.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result};
 use reward::{
@@ -13,30 +13,65 @@ use reward::{
 
 use super::{
     detector::detect,
-    world::{Request, Scene, popularity},
+    world::{Colour, Request, Scene, Shape, popularity},
 };
+
+/// The truth about the image set `tuned` beside `base`, as text.
+///
+/// # Errors
+/// A set cannot be read, holds prompts that the toy world does not know, or they have no prompt and seed in common.
+pub(super) fn table(tuned: &Path, base: &Path) -> Result<String> {
+    let sets = [tuned, base].map(|path| ImageSet::read(path, None));
+    let [tuned, base] = sets;
+    let (tuned, base) = (tuned?, base?);
+    let (tuned, base) = (Truth::of(&tuned)?, Truth::of(&base)?);
+    let gain = tuned.against(&base)?;
+    let row = |what: &str, base: Figure, tuned: Figure, chance: String| {
+        let figure =
+            |Figure { mean, interval }: Figure| format!("{mean:.3} [{:.3}, {:.3}]", interval.low, interval.high);
+        format!("  {what:<22}{:<24}{:<24}{chance}\n", figure(base), figure(tuned))
+    };
+    let chance = |members: usize| format!("{:.3}", 1.0 / members as f64);
+    Ok(format!(
+        "The truth, which no trainer saw (95 % intervals, prompts resampled)\n  {:<22}{:<24}{:<24}by chance\n{}{}{}\
+         true popularity rose by {:+.3} [{:+.3}, {:+.3}]; tuned images win {:.3} [{:.3}, {:.3}] of {} pairs\n",
+        "",
+        "base",
+        "tuned",
+        row("true popularity", base.popularity(), tuned.popularity(), String::new()),
+        row("colour as asked", base.colour(), tuned.colour(), chance(Colour::ALL.len())),
+        row("shape as asked", base.shape(), tuned.shape(), chance(Shape::ALL.len())),
+        gain.mean_difference,
+        gain.mean_difference_low,
+        gain.mean_difference_high,
+        gain.win_rate,
+        gain.interval_low,
+        gain.interval_high,
+        gain.n_pairs,
+    ))
+}
 
 /// How popular a picture is that shows nothing: less than the palest, whoever asked.
 const OF_NOTHING: f64 = -1.5;
 
 /// An image as the toy world sees it.
-pub(crate) struct Judged {
+struct Judged {
     request: Request,
     scene: Option<Scene>,
     popularity: f64,
 }
 
 /// A set as the toy world sees it.
-pub(crate) struct Truth<'a> {
+struct Truth<'a> {
     set: &'a ImageSet,
     judged: Vec<Judged>,
 }
 
 /// A mean over images with its 95 % interval, prompts resampled.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Figure {
-    pub(crate) mean: f64,
-    pub(crate) interval: Interval,
+struct Figure {
+    mean: f64,
+    interval: Interval,
 }
 
 impl<'a> Truth<'a> {
@@ -44,7 +79,7 @@ impl<'a> Truth<'a> {
     ///
     /// # Errors
     /// An image cannot be read, or a prompt is not a request as the toy world words it.
-    pub(crate) fn of(set: &'a ImageSet) -> Result<Self> {
+    fn of(set: &'a ImageSet) -> Result<Self> {
         let requests: HashMap<String, Request> =
             Request::all().into_iter().map(|request| (request.to_string(), request)).collect();
         let judge = |row: usize| {
@@ -65,7 +100,7 @@ impl<'a> Truth<'a> {
     }
 
     /// Mean true popularity.
-    pub(crate) fn popularity(&self) -> Figure {
+    fn popularity(&self) -> Figure {
         let values: Vec<f64> = self.judged.iter().map(|judged| judged.popularity).collect();
         Figure { mean: mean(&values), interval: bootstrap_mean_by_prompt(&self.prompts(), &values, 0) }
     }
@@ -77,12 +112,12 @@ impl<'a> Truth<'a> {
     }
 
     /// Share of images in the colour that was asked for.
-    pub(crate) fn colour(&self) -> Figure {
+    fn colour(&self) -> Figure {
         self.share(|request, scene| request.colour == scene.colour)
     }
 
     /// Share of images that show the shape that was asked for.
-    pub(crate) fn shape(&self) -> Figure {
+    fn shape(&self) -> Figure {
         self.share(|request, scene| request.shape == scene.shape)
     }
 
@@ -90,7 +125,7 @@ impl<'a> Truth<'a> {
     ///
     /// # Errors
     /// There are no pairs.
-    pub(crate) fn against(&self, baseline: &Self) -> Result<Comparison> {
+    fn against(&self, baseline: &Self) -> Result<Comparison> {
         let pairs = self.set.pairs(baseline.set)?;
         let pair = |(row, other): &(usize, usize)| Pair {
             prompt: self.set.prompt(&self.set.rows[*row]),
