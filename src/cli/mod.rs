@@ -64,7 +64,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "output")]
     pub(crate) data_only: Option<PathBuf>,
     /// Just print the truth about images of the toy world, such as those of a tuning of your own, beside `base` in --output
-    #[arg(long, value_name = "IMAGES", conflicts_with = "data_only")]
+    #[arg(long, value_name = "IMAGES", conflicts_with_all = ["data_only", "triplets", "seed"])]
     pub(crate) truth: Option<PathBuf>,
     /// Training triplets, with a tenth as many for validation and a quarter for the test, at most 1200 and 2400; the trainings
     /// grow with them

@@ -67,7 +67,7 @@ fn portable() -> Error {
 
 #[cfg(not(feature = "torch"))]
 mod pipeline {
-    //! Never reached: the portable build refuses before.
+    //! What the portable build cannot do; `check` refuses `run` before anything is written.
 
     use std::{path::Path, process::ExitCode};
 

@@ -21,9 +21,7 @@ use super::{
 /// # Errors
 /// A set cannot be read, holds prompts that the toy world does not know, or they have no prompt and seed in common.
 pub(super) fn table(tuned: &Path, base: &Path) -> Result<String> {
-    let sets = [tuned, base].map(|path| ImageSet::read(path, None));
-    let [tuned, base] = sets;
-    let (tuned, base) = (tuned?, base?);
+    let (tuned, base) = (ImageSet::read(tuned, None)?, ImageSet::read(base, None)?);
     let (tuned, base) = (Truth::of(&tuned)?, Truth::of(&base)?);
     let gain = tuned.against(&base)?;
     let row = |what: &str, base: Figure, tuned: Figure, chance: String| {
