@@ -1,7 +1,7 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
 //! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, score, start-up,
-//! unet, vae, load, finetune, sampling.
+//! unet, vae, load, finetune, sampling, and where there is a CUDA device cuda-train, cuda-unet, cuda-finetune.
 //! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
 //! openai-clip, safetensors, pandas, pyarrow, diffusers, transformers and peft, and diffusers-rs. Data and weights are made once,
 //! in `target/bench`.
@@ -17,13 +17,17 @@ use anyhow::{Context, Result, ensure};
 use reward::{clip::preprocess::load, data::image::DecodeOptions};
 use serde_json::Value;
 
+mod cuda;
+#[path = "../src/cuda.rs"]
+#[allow(dead_code, unused_imports, reason = "the program's; what it tells `doctor` is not needed here")]
+mod cuda_half;
 mod finetune;
 mod stable_diffusion;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 13] = [
+const ROWS: [(&str, Row); 16] = [
     ("gemm", gemm),
     ("decode", decode),
     ("fast-decode", fast_decode),
@@ -37,6 +41,9 @@ const ROWS: [(&str, Row); 13] = [
     ("load", stable_diffusion::load),
     ("finetune", finetune::finetune),
     ("sampling", finetune::sampling),
+    ("cuda-train", cuda::train),
+    ("cuda-unet", cuda::unet),
+    ("cuda-finetune", cuda::finetune),
 ];
 
 fn main() -> Result<()> {

@@ -9,6 +9,8 @@ mod bad_settings;
 mod bad_tables;
 mod commands;
 #[cfg(feature = "torch")]
+mod cuda;
+#[cfg(feature = "torch")]
 mod demo;
 #[cfg(feature = "torch")]
 mod diffusion_bad;

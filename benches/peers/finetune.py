@@ -1,15 +1,18 @@
-"""Times DRaFT-1 steps (or the sampling alone) in PyTorch, diffusers and PEFT: eager mode, float32, on the CPU.
+"""Times DRaFT-1 or DRTune steps (or the sampling alone) in PyTorch, diffusers and PEFT: eager mode.
 
     python benches/peers/finetune.py FOLDER CLIP train --side 128 --batch 1 --steps 3 [--checkpointing]
     python benches/peers/finetune.py FOLDER CLIP sample --side 128 --rounds 3
+    python benches/peers/finetune.py FOLDER CLIP train --side 512 --batch 4 --sampling-steps 50 --device cuda
 
 FOLDER is a diffusers folder of Stable Diffusion, CLIP an OpenAI-layout .safetensors file, the reward. A step samples
 with DDIM and guidance, both branches in one batch; only the last step of the sampling, the decoder and the reward's
-image tower carry gradients, to a LoRA on the UNet's attentions. The prompts are encoded before the clock starts, and
+image tower carry gradients, to a LoRA on the UNet's attentions; with --drtune K it is K steps evenly spread, and the UNet's
+inputs are detached. On a CPU all is float32; on CUDA the frozen weights are bfloat16 and autocast is on, as in diffusers'
+training scripts. The prompts are encoded before the clock starts, and
 the text towers dropped. Sampling has the LoRA attached, not merged, with its B random instead of zero, and loads
 neither the VAE nor CLIP. Prints one JSON line: seconds_per_step, rewards and the mean seconds of the phases of the
 steps after one that does not count, or seconds, the best of the rounds after one that does not count; always
-peak_rss_bytes, peak_rss_after_load_bytes, threads.
+peak_rss_bytes, peak_rss_after_load_bytes, peak_cuda_bytes, threads.
 """
 
 import argparse
@@ -58,18 +61,20 @@ def load_reward(path: Path, prompts: list[str]) -> tuple[torch.nn.Module, torch.
     return model.visual, torch.nn.functional.normalize(embeddings, dim=-1)
 
 
-def load_unet(folder: Path, rank: int, random_b: bool) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).requires_grad_(False)
+def load_unet(folder: Path, rank: int, random_b: bool, kind: torch.dtype) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=kind).requires_grad_(False)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets))
     for name, parameter in unet.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
         if random_b and "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     return unet
 
 
 def denoise(unet, scheduler, timestep, latents, context):
-    noise = unet(torch.cat([latents, latents]), timestep, context, return_dict=False)[0]
+    noise = unet(torch.cat([latents, latents]), timestep, context, return_dict=False)[0].float()
     negative, positive = noise.chunk(2)
     return scheduler.step(negative + GUIDANCE * (positive - negative), timestep, latents, return_dict=False)[0]
 
@@ -81,21 +86,41 @@ def sample(unet, scheduler, timesteps, latents, context):
     return latents
 
 
+def drtune(unet, scheduler, timesteps, latents, context, trained):
+    """DRTune: x_t is detached where the UNet reads it, and `trained` steps, evenly spread, carry gradients."""
+    steps = {len(timesteps) - 1 - index * len(timesteps) // trained for index in range(trained)}
+    for index, timestep in enumerate(timesteps):
+        with torch.set_grad_enabled(index in steps or latents.requires_grad):
+            inputs = latents.detach()
+            with torch.set_grad_enabled(index in steps):
+                noise = unet(torch.cat([inputs, inputs]), timestep, context, return_dict=False)[0].float()
+                negative, positive = noise.chunk(2)
+                noise = negative + GUIDANCE * (positive - negative)
+            latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
+    return latents
+
+
 def rewards_of(vae, tower, embeddings, latents):
-    images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
     size = tower.input_resolution
     images = resize((images / 2 + 0.5).clamp(0, 1), size, InterpolationMode.BICUBIC, antialias=True)
     images = tower(normalize(center_crop(images, size), MEAN, STD))
     return (torch.nn.functional.normalize(images, dim=-1) * embeddings).sum(-1)
 
 
+def now(device) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def time_sampling(arguments, unet, scheduler, context, noise) -> dict:
     seconds = []
     for _ in range(1 + arguments.rounds):
         latents = noise()
-        start = time.perf_counter()
+        start = now(arguments.device)
         sample(unet, scheduler, scheduler.timesteps, latents, context)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now(arguments.device) - start)
     return {"seconds": min(seconds[1:])}
 
 
@@ -105,18 +130,22 @@ def time_training(arguments, unet, scheduler, context, noise, vae, tower, embedd
     names = ["sample", "last_step_and_decode_and_reward", "backward", "optimizer"]
     clocks, rewards = [], []
     for _ in range(1 + arguments.steps):
-        clock = [time.perf_counter()]
-        latents = sample(unet, scheduler, scheduler.timesteps[:-1], noise(), context)
-        clock.append(time.perf_counter())
-        latents = denoise(unet, scheduler, scheduler.timesteps[-1], latents, context)
+        clock = [now(arguments.device)]
+        if arguments.drtune:
+            clock.append(clock[0])
+            latents = drtune(unet, scheduler, scheduler.timesteps, noise(), context, arguments.drtune)
+        else:
+            latents = sample(unet, scheduler, scheduler.timesteps[:-1], noise(), context)
+            clock.append(now(arguments.device))
+            latents = denoise(unet, scheduler, scheduler.timesteps[-1], latents, context)
         reward = rewards_of(vae, tower, embeddings, latents).mean()
-        clock.append(time.perf_counter())
+        clock.append(now(arguments.device))
         (-reward).backward()
-        clock.append(time.perf_counter())
+        clock.append(now(arguments.device))
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        clock.append(time.perf_counter())
+        clock.append(now(arguments.device))
         clocks.append(clock)
         rewards.append(reward.item())
     clocks = torch.tensor(clocks[1:], dtype=torch.float64)
@@ -139,6 +168,8 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=3, help="timed steps of train")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of sample")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, of the UNet and the VAE")
+    parser.add_argument("--drtune", type=int, default=0, metavar="K", help="K steps of DRTune instead of DRaFT-1")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -146,23 +177,28 @@ if __name__ == "__main__":
     torch.manual_seed(arguments.seed)
 
     prompts = [PROMPTS[index % len(PROMPTS)] for index in range(arguments.batch)]
-    context = encode_prompts(arguments.folder, prompts)
+    kind = torch.bfloat16 if arguments.device == "cuda" else torch.float32
+    context = encode_prompts(arguments.folder, prompts).to(arguments.device)
     training, reward = arguments.mode == "train", ()
     if training:
-        vae = AutoencoderKL.from_pretrained(arguments.folder / "vae", torch_dtype=torch.float32).requires_grad_(False)
-        reward = (vae, *load_reward(arguments.clip, prompts))
+        vae = AutoencoderKL.from_pretrained(arguments.folder / "vae", torch_dtype=kind).requires_grad_(False)
+        tower, embeddings = load_reward(arguments.clip, prompts)
+        reward = (vae.to(arguments.device), tower.to(arguments.device), embeddings.to(arguments.device))
     gc.collect()  # the text towers go before the UNet comes
-    unet = load_unet(arguments.folder, arguments.rank, random_b=not training)
+    unet = load_unet(arguments.folder, arguments.rank, random_b=not training, kind=kind).to(arguments.device)
     if arguments.checkpointing and training:
-        unet.enable_gradient_checkpointing()
-        vae.enable_gradient_checkpointing()
+        unet.train().enable_gradient_checkpointing()
+        vae.train().enable_gradient_checkpointing()
     scheduler = DDIMScheduler.from_pretrained(arguments.folder / "scheduler")
     scheduler.set_timesteps(arguments.sampling_steps)
     after_load = peak_rss_bytes()
 
     levels = len(AutoencoderKL.load_config(arguments.folder / "vae")["block_out_channels"])
     side = arguments.side // 2 ** (levels - 1)
-    noise = lambda: torch.randn(arguments.batch, unet.config.in_channels, side, side)
-    result = (time_training if training else time_sampling)(arguments, unet, scheduler, context, noise, *reward)
+    noise = lambda: torch.randn(arguments.batch, unet.config.in_channels, side, side, device=arguments.device)
+    run = time_training if training else time_sampling
+    with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
+        result = run(arguments, unet, scheduler, context, noise, *reward)
     memory = {"peak_rss_bytes": peak_rss_bytes(), "peak_rss_after_load_bytes": after_load}
+    memory["peak_cuda_bytes"] = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else None
     print(json.dumps(result | memory | {"threads": torch.get_num_threads()}))

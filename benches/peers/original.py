@@ -41,8 +41,10 @@ def loader(parquet: Path, model: clip.model.CLIP, batch_size: int, shuffle: bool
 
 def encode(model: clip.model.CLIP, prompts, positives, negatives) -> list[torch.Tensor]:
     """Unit embeddings of prompts, positives and negatives, each [B, D]."""
-    tokens = clip.tokenize(list(prompts), context_length=model.context_length, truncate=True)
-    embeddings = (model.encode_text(tokens), model.encode_image(positives), model.encode_image(negatives))
+    device = model.positional_embedding.device
+    tokens = clip.tokenize(list(prompts), context_length=model.context_length, truncate=True).to(device)
+    images = [model.encode_image(images.to(device)) for images in (positives, negatives)]
+    embeddings = (model.encode_text(tokens), *images)
     return [embedding / embedding.norm(dim=-1, keepdim=True) for embedding in embeddings]
 
 

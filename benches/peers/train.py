@@ -4,7 +4,7 @@
 
 As in the original the optimizer holds the upper layers alone, but nothing is frozen: the backward pass runs through the
 whole model, and the gradients of the other layers pile up unused. A step counts from fetching its batch to the end of
-its update. Prints one JSON line: seconds_per_step and losses (of the steps after the warm-up), peak_rss_bytes, threads.
+its update. On CUDA the forward pass runs under autocast where --precision is bf16. Prints one JSON line: seconds_per_step and losses (of the steps after the warm-up), peak_rss_bytes, threads.
 """
 
 import argparse
@@ -42,18 +42,23 @@ if __name__ == "__main__":
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the timed ones")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")
     parser.add_argument("--in-order", action="store_true", help="rows as they stand in the file, to compare losses")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: by autocast")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode; the original has none")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
 
-    model = load_model(arguments.model)
+    model = load_model(arguments.model).to(arguments.device)
     optimizer = torch.optim.AdamW(upper_layers(model), lr=LEARNING_RATE)
-    batches = epochs(loader(arguments.parquet, model, arguments.batch_size, shuffle=not arguments.in_order))
+    shuffle, workers = not arguments.in_order, arguments.workers
+    batches = epochs(loader(arguments.parquet, model, arguments.batch_size, shuffle, workers))
     seconds, losses = [], []
     for _ in range(arguments.warm_up + arguments.steps):
         start = time.perf_counter()
-        text, positive, negative = encode(model, *next(batches))
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
+            text, positive, negative = encode(model, *next(batches))
         distances = (text - positive).square().sum(-1) - (text - negative).square().sum(-1)
         loss = torch.relu(distances + MARGIN).mean()
         optimizer.zero_grad()
@@ -63,4 +68,5 @@ if __name__ == "__main__":
         seconds.append(time.perf_counter() - start)
     timed = slice(arguments.warm_up, None)
     result = {"seconds_per_step": seconds[timed], "losses": losses[timed]}
+    result["peak_cuda_bytes"] = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else None
     print(json.dumps(result | {"peak_rss_bytes": peak_rss_bytes(), "threads": torch.get_num_threads()}))

@@ -124,15 +124,18 @@ impl Linear {
         let weight = if weight.dim() > 2 { weight.flatten(1, -1) } else { weight };
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         let Some(Adapter { down, up, scale }) = active(&self.attached) else { return x.linear(&weight, bias) };
-        let update = x.linear(&down.to_kind(kind), None::<&Tensor>).linear(&up.to_kind(kind), None::<&Tensor>) * *scale;
+        let (down, up) = (down.to_kind(kind), (up * *scale).to_kind(kind));
+        let rows = x.flatten(0, -2);
+        let mut update = rows.linear(&down, None::<&Tensor>).linear(&up, None::<&Tensor>);
+        let shape = [&x.size()[..x.dim() - 1], &[-1]].concat();
         if kind == Kind::Float {
-            return x.linear(&weight, bias) + update;
+            return x.linear(&weight, bias) + update.view(&shape[..]);
         }
         // Added where the product is still in fp32: a small update of what was rounded to bf16 already would round away.
-        let rows = update.flatten(0, -2).addmm(&x.flatten(0, -2), &weight.transpose(0, 1)).view_as(&update);
+        let y = update.g_addmm_(&rows, &weight.transpose(0, 1)).view(&shape[..]);
         match bias {
-            Some(bias) => rows + bias,
-            None => rows,
+            Some(bias) => y + bias,
+            None => y,
         }
     }
 }
@@ -201,7 +204,12 @@ impl Conv2d {
     }
 }
 
-/// GroupNorm, in fp32 whatever the kind of its input.
+/// What a norm is handed: fp32 on a CPU; on CUDA the kind of `x`, as its kernels compute in fp32 inside.
+fn norm_kind(x: &Tensor) -> Kind {
+    if x.device().is_cuda() { x.kind() } else { Kind::Float }
+}
+
+/// GroupNorm, computed in fp32 whatever the kind of its input.
 #[derive(Debug)]
 pub struct GroupNorm {
     pub(crate) weight: Tensor,
@@ -218,8 +226,9 @@ impl Handle for GroupNorm {
 
 impl GroupNorm {
     fn normed(&self, x: &Tensor) -> Tensor {
-        let (weight, bias) = (self.weight.to_kind(Kind::Float), self.bias.to_kind(Kind::Float));
-        x.to_kind(Kind::Float).group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)
+        let kind = norm_kind(x);
+        let (weight, bias) = (self.weight.to_kind(kind), self.bias.to_kind(kind));
+        x.to_kind(kind).group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)
     }
 
     /// `x`: `[B, C, ..]`; gives the same shape and kind.
@@ -235,7 +244,7 @@ impl GroupNorm {
     }
 }
 
-/// LayerNorm over the last dimension, in fp32 whatever the kind of its input.
+/// LayerNorm over the last dimension, computed in fp32 whatever the kind of its input.
 #[derive(Debug)]
 pub struct LayerNorm {
     pub(crate) weight: Tensor,
@@ -252,8 +261,9 @@ impl Handle for LayerNorm {
 impl LayerNorm {
     /// `x`: `[.., width]`; gives the same shape and kind.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (weight, bias) = (self.weight.to_kind(Kind::Float), self.bias.to_kind(Kind::Float));
-        x.to_kind(Kind::Float)
+        let kind = norm_kind(x);
+        let (weight, bias) = (self.weight.to_kind(kind), self.bias.to_kind(kind));
+        x.to_kind(kind)
             .layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, false)
             .to_kind(x.kind())
     }

@@ -1,5 +1,7 @@
 //! Every metric with weights against the field's own code on the same tiny checkpoints: tests/golden/metrics.py.
 
+use std::path::Path;
+
 use reward::{
     Error,
     clip::in_graph::letterbox,
@@ -58,6 +60,38 @@ fn scores_are_those_of_the_authors_code() {
             let scores = reward.score(&pixels, &PROMPTS).unwrap();
             let want = expected(name).floats(&format!("{case}.{key}"));
             assert_close(&format!("{name}, {case}"), &values(&scores), &want, 1e-4);
+        }
+    }
+}
+
+/// The files are gone before the first of twenty calls.
+#[test]
+fn a_checkpoint_is_read_once() {
+    let pixels = Fixture::open("metrics/expected.safetensors").torch("small.pixels");
+    for (name, file, key) in METRICS {
+        let folder = tempfile::tempdir().unwrap();
+        copy_files(&golden("metrics"), &folder.path().join("metrics"));
+        copy_files(&golden("image_reward"), &folder.path().join("image_reward"));
+        let at = |file: &str| folder.path().join("metrics").join(file).display().to_string();
+        let spec: RewardSpec = format!("{name}={}", at(file)).parse().unwrap();
+        let reward = spec.load(Some(&at("clip.pt")), Device::Cpu, Kind::Float).unwrap();
+        folder.close().unwrap();
+        let want = expected(name).floats(&format!("small.{key}"));
+        for _ in 0..20 {
+            assert_close(name, &values(&reward.score(&pixels, &PROMPTS).unwrap()), &want, 1e-4);
+        }
+    }
+}
+
+/// A folder with its files and folders.
+fn copy_files(from: &Path, to: &Path) {
+    fs_err::create_dir_all(to).unwrap();
+    for entry in fs_err::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_files(&entry.path(), &target);
+        } else {
+            fs_err::copy(entry.path(), target).unwrap();
         }
     }
 }
