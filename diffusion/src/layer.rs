@@ -132,7 +132,7 @@ impl Linear {
             return x.linear(&weight, bias) + update.view(&shape[..]);
         }
         // Added where the product is still in fp32: a small update of what was rounded to bf16 already would round away.
-        let y = update.g_addmm_(&rows, &weight.transpose(0, 1)).view(&shape[..]);
+        let y = update.addmm_(&rows, &weight.transpose(0, 1)).view(&shape[..]);
         match bias {
             Some(bias) => y + bias,
             None => y,

@@ -11,7 +11,7 @@ use crate::{
     noise,
     sample::guide,
     schedule::{Level, NoiseSchedule, PredictionType, Sampler},
-    unet::Unet,
+    unet::{Context, Unet},
     weights::Parameters,
 };
 
@@ -169,15 +169,10 @@ impl Policy<'_> {
     /// Steps `steps` from latents `x` without a graph.
     pub fn roll(&self, x: &Tensor, steps: Range<usize>, batch: &Batch) -> Tensor {
         let mut x = x.detach();
-        // Keys and values of the prompts are the same in every step.
         let prepared = OnceCell::new();
         tch::no_grad(|| {
             for index in steps {
-                let both = self.guided().then(|| Tensor::cat(&[&x, &x], 0));
-                let input = both.as_ref().unwrap_or(&x);
-                let context = prepared.get_or_init(|| self.unet.context(&self.context(batch)));
-                let output = self.unet.forward_with(input, &self.timesteps(input, index), context);
-                let output = if self.guided() { guide(&output, self.guidance_scale) } else { output };
+                let output = self.predict_prepared(&x, index, batch, &prepared);
                 x = self.sampler.step(index, &output, &x, None).sample(|| batch.noise(&format!("step/{index}")));
             }
         });
@@ -190,6 +185,7 @@ impl Policy<'_> {
         let mut x = x.detach();
         let mut original = x.shallow_clone();
         let mut distances = Vec::new();
+        let prepared = OnceCell::new();
         for index in plan.cut..plan.stop {
             let output = if plan.trained.contains(&index) {
                 let input = if plan.detach_inputs { x.detach() } else { x.shallow_clone() };
@@ -199,7 +195,7 @@ impl Policy<'_> {
                 }
                 output
             } else {
-                tch::no_grad(|| self.predict(&x.detach(), index, batch))
+                tch::no_grad(|| self.predict_prepared(&x.detach(), index, batch, &prepared))
             };
             let step = self.sampler.step(index, &output, &x, None);
             x = step.sample(|| batch.noise(&format!("step/{index}")));
@@ -215,7 +211,16 @@ impl Policy<'_> {
         self.predict_with(self.unet, x, index, batch, self.negative_branch_gradient)
     }
 
-    /// The same by the model before training, without a graph.
+    /// The same without a graph, with the prompts' keys and values, which are the same in every step, kept in `prepared`.
+    fn predict_prepared(&self, x: &Tensor, index: usize, batch: &Batch, prepared: &OnceCell<Context>) -> Tensor {
+        let both = self.guided().then(|| Tensor::cat(&[x, x], 0));
+        let input = both.as_ref().unwrap_or(x);
+        let context = prepared.get_or_init(|| self.unet.context(&self.context(batch)));
+        let output = self.unet.forward_with(input, &self.timesteps(input, index), context);
+        if self.guided() { guide(&output, self.guidance_scale) } else { output }
+    }
+
+    /// What the model before training predicts, without a graph.
     pub fn predict_base(&self, x: &Tensor, index: usize, batch: &Batch) -> Tensor {
         tch::no_grad(|| match self.base {
             Some(base) => self.predict_with(base, &x.detach(), index, batch, true),

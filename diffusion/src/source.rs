@@ -14,10 +14,14 @@ use crate::{
     schedule::{PredictionType, SchedulerConfig},
     single_file::{Family, SingleFile},
     text::TextEncoder,
-    tokenizer::Tokenizer,
+    tokenizer::{LENGTH, Tokenizer},
     unet::Unet,
     weights::Weights,
 };
+
+/// Ids of a prompt of `random:sd-toy`: the demo's have nine at most. Padded to 77, most of what the UNet attends to would be
+/// the padding, which knows the prompt as a whole only; the words say what belongs to which.
+const TOY_LENGTH: usize = 10;
 
 /// What the user may say beside the name.
 #[derive(Debug, Clone, Copy, Default)]
@@ -114,10 +118,14 @@ impl Source {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.kind {
             Kind::Folder(folder) => Tokenizer::open(&folder.join("tokenizer")),
-            kind => Tokenizer::openai(match kind.family() {
-                Family::One => "<|endoftext|>",
-                Family::Two => "!",
-            }),
+            kind => {
+                let pad = match kind.family() {
+                    Family::One => "<|endoftext|>",
+                    Family::Two => "!",
+                };
+                let is_toy = matches!(kind, Kind::Random { preset } if preset == "sd-toy");
+                Tokenizer::openai(pad, if is_toy { TOY_LENGTH } else { LENGTH })
+            }
         }
     }
 

@@ -23,7 +23,7 @@ const FILES: [&str; 6] = [
 /// What one word is, from OpenAI's tokenizer.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 /// Ids of a prompt where `model_max_length` does not say.
-const LENGTH: usize = 77;
+pub(crate) const LENGTH: usize = 77;
 
 /// A prompt as the text encoder reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,15 +62,15 @@ impl Tokenizer {
     }
 
     /// OpenAI's vocabulary, which every Stable Diffusion 1.x and 2.x uses, with `pad` as pad token: `<|endoftext|>` in 1.x,
-    /// `!` in 2.x.
+    /// `!` in 2.x. `length`: ids of every prompt, 77 in both.
     ///
     /// # Errors
     /// The temporary folder cannot be written.
-    pub fn openai(pad: &str) -> Result<Self> {
+    pub fn openai(pad: &str, length: usize) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         reward::clip::tokenizer::Tokenizer::openai().write_files(folder.path())?;
-        for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-            let path = folder.path().join(name);
+        for file in ["special_tokens_map.json", "tokenizer_config.json"] {
+            let path = folder.path().join(file);
             let mut tokens = parse(&fs_err::read(&path)?, &path)?;
             for name in ["bos_token", "eos_token", "unk_token"] {
                 // As the published folders have them: looked for after the text is in lower case.
@@ -79,6 +79,9 @@ impl Tokenizer {
                 });
             }
             tokens["pad_token"] = pad.into();
+            if file == "tokenizer_config.json" {
+                tokens["model_max_length"] = length.into();
+            }
             fs_err::write(&path, format!("{tokens:#}\n"))?;
         }
         Self::open(folder.path())
@@ -118,7 +121,7 @@ impl Tokenizer {
         Ok(Self { inner, start, end, pad, length, files })
     }
 
-    /// Ids of every encoded prompt: 77.
+    /// Ids of every encoded prompt: 77 of every published model.
     pub fn length(&self) -> usize {
         self.length
     }

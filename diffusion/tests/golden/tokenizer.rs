@@ -27,21 +27,21 @@ fn check(name: &str, tokenizer: &Tokenizer) {
 
 #[test]
 fn tokens_are_those_of_transformers() {
-    check("sd1", &Tokenizer::openai("<|endoftext|>").unwrap());
-    check("sd2", &Tokenizer::openai("!").unwrap());
+    check("sd1", &Tokenizer::openai("<|endoftext|>", 77).unwrap());
+    check("sd2", &Tokenizer::openai("!", 77).unwrap());
 }
 
 #[test]
 fn a_folder_that_was_written_reads_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    Tokenizer::openai("!").unwrap().write_files(folder.path()).unwrap();
+    Tokenizer::openai("!", 77).unwrap().write_files(folder.path()).unwrap();
     check("sd2", &Tokenizer::open(folder.path()).unwrap());
 }
 
 #[test]
 fn a_missing_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    Tokenizer::openai("!").unwrap().write_files(folder.path()).unwrap();
+    Tokenizer::openai("!", 77).unwrap().write_files(folder.path()).unwrap();
     fs_err::remove_file(folder.path().join("merges.txt")).unwrap();
     let error = Tokenizer::open(folder.path()).err().unwrap();
     assert!(error.to_string().contains("merges.txt"), "{error}");
