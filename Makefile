@@ -1,5 +1,5 @@
 # What README names. Nothing has to be exported: setup gets what is missing, scripts/features picks cargo's features.
-.PHONY: help setup build demo test check bench
+.PHONY: help setup build demo test figures check bench
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.tools/cmake/data/bin:$(PATH)
@@ -21,6 +21,9 @@ demo: build ## the whole pipeline on generated data, on a CPU
 test: setup ## all tests
 	scripts/phase "build tests" cargo test --workspace --locked $(features) --no-run
 	scripts/phase tests cargo test --workspace --locked $(features)
+
+figures: setup ## the longer test: whole demos on three seeds, half an hour on two cores that have nothing else to do
+	scripts/phase figures cargo test --locked $(features) --test integration -- --ignored --nocapture demo_figures
 
 check: setup ## what CI asks beside the tests: format, lints, docs, portable tests
 	scripts/check.sh

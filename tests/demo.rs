@@ -37,6 +37,7 @@ fn the_whole_pipeline_ends_with_the_report() {
         .succeeds()
         .check(truth.stdout.starts_with("The truth") && demo.stdout.contains(truth.stdout.trim_end()), "as the demo");
     work.run("demo --output small --truth small/nothing").fails(1, &["small/nothing"]);
+    work.run("demo --output none --truth small/finetune/tuned").fails(1, &["none/base"]).hints("--output DIR");
     // A second one takes the place of the first.
     let again = work.run(SMALL);
     again.succeeds().check(again.stdout == demo.stdout, "the same figures");

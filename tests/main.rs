@@ -13,6 +13,8 @@ mod cuda;
 #[cfg(feature = "torch")]
 mod demo;
 #[cfg(feature = "torch")]
+mod demo_figures;
+#[cfg(feature = "torch")]
 mod diffusion_bad;
 #[cfg(feature = "torch")]
 mod diffusion_finetune;

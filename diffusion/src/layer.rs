@@ -124,14 +124,15 @@ impl Linear {
         let weight = if weight.dim() > 2 { weight.flatten(1, -1) } else { weight };
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         let Some(Adapter { down, up, scale }) = active(&self.attached) else { return x.linear(&weight, bias) };
+        if kind == Kind::Float {
+            let update = x.linear(down, None::<&Tensor>).linear(up, None::<&Tensor>) * *scale;
+            return x.linear(&weight, bias) + update;
+        }
         let (down, up) = (down.to_kind(kind), (up * *scale).to_kind(kind));
         let rows = x.flatten(0, -2);
         let mut update = rows.linear(&down, None::<&Tensor>).linear(&up, None::<&Tensor>);
-        let shape = [&x.size()[..x.dim() - 1], &[-1]].concat();
-        if kind == Kind::Float {
-            return x.linear(&weight, bias) + update.view(&shape[..]);
-        }
         // Added where the product is still in fp32: a small update of what was rounded to bf16 already would round away.
+        let shape = [&x.size()[..x.dim() - 1], &[-1]].concat();
         let y = update.addmm_(&rows, &weight.transpose(0, 1)).view(&shape[..]);
         match bias {
             Some(bias) => y + bias,
@@ -263,9 +264,7 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let kind = norm_kind(x);
         let (weight, bias) = (self.weight.to_kind(kind), self.bias.to_kind(kind));
-        x.to_kind(kind)
-            .layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, false)
-            .to_kind(x.kind())
+        x.to_kind(kind).layer_norm(self.weight.size(), Some(&weight), Some(&bias), self.eps, false).to_kind(x.kind())
     }
 }
 

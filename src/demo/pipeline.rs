@@ -224,3 +224,19 @@ impl Demo<'_> {
 fn read<T: DeserializeOwned>(text: &str) -> Result<T> {
     Ok(toml::from_str(text)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use diffusion::source::{Source, SourceOptions};
+
+    use crate::demo::world::Request;
+
+    #[test]
+    fn the_unet_reads_every_request_to_its_end() {
+        let tokenizer = Source::open("random:sd-toy", SourceOptions::default()).unwrap().tokenizer().unwrap();
+        for request in Request::all() {
+            let encoded = tokenizer.encode(&request.to_string()).unwrap();
+            assert!(!encoded.truncated && encoded.ids.len() == 10, "{request}: {encoded:?}");
+        }
+    }
+}

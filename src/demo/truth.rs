@@ -4,6 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result};
 use reward::{
+    Error,
     data::image_set::ImageSet,
     eval::{
         comparison::{Comparison, Pair, compare, mean},
@@ -21,6 +22,10 @@ use super::{
 /// # Errors
 /// A set cannot be read, holds prompts that the toy world does not know, or they have no prompt and seed in common.
 pub(super) fn table(tuned: &Path, base: &Path) -> Result<String> {
+    if !base.exists() {
+        let error = Error::data(format!("{}: no such folder", base.display()));
+        return Err(error.hint("--output DIR names the folder of a demo, whose base images these are beside").into());
+    }
     let (tuned, base) = (ImageSet::read(tuned, None)?, ImageSet::read(base, None)?);
     let (tuned, base) = (Truth::of(&tuned)?, Truth::of(&base)?);
     let gain = tuned.against(&base)?;
