@@ -162,19 +162,21 @@ pub struct Encoder<'a> {
     pub clip: &'a Clip,
     trainable: Trainable,
     pub(super) fetcher: &'a Fetcher,
+    /// How many prompts share one prefix pass: on a CPU a prompt is as long as it is, an accelerator would wait for its orders.
+    prompts_at_once: usize,
 }
 
-/// How many images share one prefix pass, filled up with repeats where fewer are left: what is cached must not depend on
+/// How many images or prompts share one prefix pass, on a CPU `on_cpu`, filled up with repeats where fewer are left: what is cached must not depend on
 /// its neighbours, and the last bits of libtorch's products do change with the number of rows, if not with what is in the
 /// other rows.
-fn prefix_batch(device: Device) -> usize {
-    if device == Device::Cpu { 8 } else { 64 }
+fn prefix_batch(device: Device, on_cpu: usize) -> usize {
+    if device == Device::Cpu { on_cpu } else { 64 }
 }
 
 impl<'a> Encoder<'a> {
     /// An encoder over `clip`.
     pub fn new(clip: &'a Clip, trainable: Trainable, fetcher: &'a Fetcher) -> Self {
-        Self { clip, trainable, fetcher }
+        Self { clip, trainable, fetcher, prompts_at_once: prefix_batch(clip.device, 1) }
     }
 
     /// The inputs of a micro-batch. `fetched` holds every image of `rows`.
@@ -240,7 +242,7 @@ impl<'a> Encoder<'a> {
             let pictures: Vec<&[u8]> = missing.iter().map(|(_, _, pixels)| pixels.as_slice()).collect();
             return Ok(self.clip.pixels(&pictures));
         }
-        let group = prefix_batch(self.clip.device);
+        let group = prefix_batch(self.clip.device, 8);
         for chunk in missing.chunks(group) {
             let pictures = chunk.iter().map(|(_, _, pixels)| pixels.as_slice()).cycle().take(group).collect::<Vec<_>>();
             let activations = tch::no_grad(|| self.clip.image_prefix(&self.clip.pixels(&pictures), depth));
@@ -265,27 +267,45 @@ impl<'a> Encoder<'a> {
             Depth::Whole => self.clip.config.embed_dim,
         };
         let kind = if depth == Depth::Whole { Kind::Float } else { self.clip.kind };
-        let activations: Vec<Tensor> = tokens
-            .iter()
-            .map(|tokens| {
-                let bytes: Vec<u8> = tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-                let key = blake3::hash(&[b"prompt".as_slice(), &bytes].concat());
-                let cached = self.fetcher.cache.get(key, width, kind).map(|tensor| tensor.to_device(self.clip.device));
-                cached.unwrap_or_else(|| {
-                    let (ids, ends) = self.clip.token_ids(&[tokens]);
-                    // [1, T, width], or [1, embed_dim]
-                    let activation = tch::no_grad(|| self.clip.text_prefix(&ids, &ends, depth));
-                    let activation = if depth == Depth::Whole { activation } else { activation.squeeze_dim(0) };
-                    self.fetcher.cache.put(key, &activation);
-                    activation
-                })
-            })
-            .collect();
+        let content = |tokens: &Tokens| {
+            let bytes: Vec<u8> = tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            blake3::hash(&[b"prompt".as_slice(), &bytes].concat())
+        };
+        let cached = |tokens: &&Tokens| {
+            let found = self.fetcher.cache.get(content(tokens), width, kind);
+            found.map(|tensor| tensor.to_device(self.clip.device))
+        };
+        let mut activations: Vec<Option<Tensor>> = tokens.iter().map(cached).collect();
+        let missing: Vec<usize> = (0..tokens.len()).filter(|place| activations[*place].is_none()).collect();
+        for chunk in missing.chunks(self.prompts_at_once) {
+            for (place, activation) in chunk.iter().zip(self.text_prefixes(chunk.iter().map(|place| tokens[*place]))) {
+                self.fetcher.cache.put(content(tokens[*place]), &activation);
+                activations[*place] = Some(activation);
+            }
+        }
+        let activations: Vec<Tensor> = activations.into_iter().flatten().collect();
         let longest = activations.iter().map(|tensor| tensor.size()[0]).max().unwrap_or(0);
         let padded: Vec<Tensor> =
             activations.iter().map(|tensor| tensor.constant_pad_nd([0, 0, 0, longest - tensor.size()[0]])).collect();
         let stacked = Tensor::stack(&padded, 0);
         (if depth == Depth::Whole { stacked.squeeze_dim(1) } else { stacked }, ends)
+    }
+
+    /// Prefix activations of at most [`Self::prompts_at_once`] prompts, `[T, width]` each, or `[1, embed_dim]`. As with images,
+    /// those that share a pass are filled up with repeats, and to the longest that a prompt can be.
+    fn text_prefixes<'t>(&self, prompts: impl ExactSizeIterator<Item = &'t Tokens> + Clone) -> Vec<Tensor> {
+        let depth = self.trainable.text_depth;
+        let (mut ids, ends) =
+            self.clip.token_ids(&prompts.clone().cycle().take(self.prompts_at_once).collect::<Vec<_>>());
+        if self.prompts_at_once > 1 {
+            ids = ids.constant_pad_nd([0, self.clip.config.context_length as i64 - ids.size()[1]]);
+        }
+        let activations = tch::no_grad(|| self.clip.text_prefix(&ids, &ends, depth));
+        let own = |(tokens, row): (&Tokens, Tensor)| match depth {
+            Depth::Whole => row.unsqueeze(0),
+            _ => row.narrow(0, 0, tokens.ids.len() as i64),
+        };
+        prompts.zip(activations.unbind(0)).map(own).collect()
     }
 }
 
@@ -313,4 +333,34 @@ pub fn distinct_images(rows: &[Triplet]) -> Vec<u32> {
         images.place(row.negative);
     }
     images.order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        train::trainable::TrainingMode,
+        weights::{Checkpoint, OpenOptions},
+    };
+
+    #[test]
+    fn prompts_that_share_a_pass_get_their_own_activations() {
+        let checkpoint = Checkpoint::open("random:tiny", OpenOptions::default()).unwrap();
+        let clip = Clip::load(&checkpoint, Device::Cpu, Kind::Float, |_| false).unwrap();
+        let prompts = ["a fox", "an owl in the snow, at night", "", "two boats", "a house"];
+        let tokens = prompts.map(|prompt| Tokenizer::openai().encode(prompt, 77));
+        for mode in [TrainingMode::VisualUpperLayersTextualUpperLayers, TrainingMode::Visual] {
+            let trainable = Trainable::new(mode, &clip.config);
+            let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), 64, trainable);
+            let encode = |prompts_at_once: usize| -> Vec<Tensor> {
+                let encoder = Encoder { prompts_at_once, ..Encoder::new(&clip, trainable, &fetcher) };
+                tokens.chunks(prompts_at_once).flat_map(|chunk| encoder.text_prefixes(chunk.iter())).collect()
+            };
+            for (alone, shared) in encode(1).iter().zip(encode(4)) {
+                assert_eq!(alone.size(), shared.size(), "{mode:?}");
+                let apart = (alone - shared).abs().max().double_value(&[]);
+                assert!(apart < 1e-5, "{mode:?}: {apart}");
+            }
+        }
+    }
 }
