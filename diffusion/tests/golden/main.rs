@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::integer_division, reason = "a test that cannot go on panics")]
 
 mod finetune;
+mod finetune_cases;
 mod fixture;
 mod folders;
 mod lora;
