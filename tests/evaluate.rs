@@ -91,6 +91,8 @@ fn two_sets_are_compared_and_the_second_run_computes_nothing() {
 
     let second = work.run(&format!("{command} --json"));
     second.says(", 0 of them new").check(second.stdout == first.stdout, "the same answer from the cache");
+    let loaded = "CLIP, 64 px";
+    first.says(loaded).check(!second.stderr.contains(loaded), "no CLIP loaded for what is known");
     let text = work.run(&command);
     text.succeeds().check(text.stdout.contains("tuned/set.csv against base/set.csv"), "a table for people");
     text.check(text.stdout.contains("agreement of social-reward and"), "agreement of the metrics");

@@ -206,31 +206,50 @@ impl<'a> Scorer<'a> {
     /// The distance of every set from the baseline, the last one, as a metric of the set.
     #[cfg(feature = "torch")]
     pub(super) fn distances(&mut self, distance: SetDistance) -> Result<Vec<(String, MetricSummary)>> {
-        let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
-        let (run, items, sets) = (self.run, self.items(), self.sets);
-        let clip = self.clip(&path)?;
-        let sha256 = clip.sha256.clone();
-        let known = clip.embeddings(&items, run)?;
-        if sets.iter().any(|set| set.rows.len() < 2) {
+        if self.sets.iter().any(|set| set.rows.len() < 2) {
             return Err(Error::data(format!("{} needs at least two images in either set", distance.as_str())));
         }
+        let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
+        let sha256 = self.clip(&path)?.sha256.clone();
+        let images = |hashes: &Vec<String>| {
+            let mut hashes: Vec<&str> = hashes.iter().map(String::as_str).collect();
+            hashes.sort_unstable();
+            sha256::of_bytes(hashes.concat().as_bytes())
+        };
+        let (baseline, judged) =
+            self.hashes.split_last().map_or_else(Default::default, |(last, judged)| (images(last), judged));
+        let key = |own| format!("{}, checkpoint {sha256}, images {} to {baseline}", distance.as_str(), images(own));
+        let keys: Vec<String> = judged.iter().map(key).collect();
+        if keys.iter().any(|key| !self.store.distances.contains_key(key)) {
+            let features = self.features(&path)?;
+            let of = match distance {
+                SetDistance::FidClip => crate::metrics::frechet_distance,
+                SetDistance::KidClip => crate::metrics::kernel_distance,
+            };
+            for (key, own) in keys.iter().zip(&features) {
+                self.store.distances.insert(key.clone(), of(own, &features[features.len() - 1]));
+            }
+            self.store.write()?;
+        }
+        let summary = |key: &String| MetricSummary {
+            mean: self.store.distances.get(key).copied(),
+            ..MetricSummary::of(&[], distance.convention(), &sha256, 0)
+        };
+        Ok(keys.iter().map(|key| (distance.as_str().to_owned(), summary(key))).collect())
+    }
+
+    /// The embeddings of each set's images, `[n, embed_dim]`.
+    #[cfg(feature = "torch")]
+    fn features(&mut self, path: &str) -> Result<Vec<tch::Tensor>> {
+        let (run, items, sets) = (self.run, self.items(), self.sets);
+        let known = self.clip(path)?.embeddings(&items, run)?;
         let mut rest = items.iter();
         let features = sets.iter().map(|set| {
             let own = rest.by_ref().take(set.rows.len());
             let values: Vec<f32> = own.flat_map(|item| known[item.sha256].iter().copied()).collect();
             tch::Tensor::from_slice(&values).view([set.rows.len() as i64, -1])
         });
-        let mut features: Vec<tch::Tensor> = features.collect();
-        let Some(baseline) = features.pop() else { return Ok(Vec::new()) };
-        let of = match distance {
-            SetDistance::FidClip => crate::metrics::frechet_distance,
-            SetDistance::KidClip => crate::metrics::kernel_distance,
-        };
-        let summary = |own: &tch::Tensor| MetricSummary {
-            mean: Some(of(own, &baseline)),
-            ..MetricSummary::of(&[], distance.convention(), &sha256, 0)
-        };
-        Ok(features.iter().map(|own| (distance.as_str().to_owned(), summary(own))).collect())
+        Ok(features.collect())
     }
 
     #[cfg(not(feature = "torch"))]

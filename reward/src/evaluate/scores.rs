@@ -1,7 +1,7 @@
 //! `scores.parquet`: a row for every image and metric. It is also the cache: what is in it is not computed again.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,6 +26,7 @@ const SCHEMA: &str = "message scores {
 }";
 const TEXT_COLUMNS: [&str; 7] = ["set", "prompt", "path", "metric", "convention", "image_sha256", "checkpoint_sha256"];
 const BATCH_ROWS: usize = 4096;
+const DISTANCES: &str = "set-distances.json";
 
 /// One row.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +80,8 @@ pub struct Store {
     known: HashMap<Key, Option<f64>>,
     /// The rows of this run.
     pub rows: Vec<ScoreRow>,
+    /// Distances of sets, which no image has a share of, by what they depend on: `set-distances.json` beside the table.
+    pub distances: BTreeMap<String, f64>,
 }
 
 impl Store {
@@ -86,7 +89,9 @@ impl Store {
     pub fn open(path: &Path) -> Self {
         let earlier = if path.is_file() { read(path).unwrap_or_default() } else { Vec::new() };
         let known = earlier.iter().map(|row| (row.key(), row.score)).collect();
-        Self { path: path.to_owned(), earlier, known, rows: Vec::new() }
+        let distances = fs_err::read(path.with_file_name(DISTANCES)).ok();
+        let distances = distances.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Self { path: path.to_owned(), earlier, known, rows: Vec::new(), distances }
     }
 
     /// Where it lies.
@@ -110,7 +115,12 @@ impl Store {
         let rows: Vec<&ScoreRow> = self.rows.iter().chain(kept).collect();
         let bytes = encode(&rows)
             .map_err(|error| Error::data(format!("{}: cannot be written", self.path.display())).caused_by(error))?;
-        replace_file(&self.path, |partial| Ok(fs_err::write(partial, bytes)?))
+        replace_file(&self.path, |partial| Ok(fs_err::write(partial, bytes)?))?;
+        if self.distances.is_empty() {
+            return Ok(());
+        }
+        let text = format!("{:#}\n", serde_json::json!(self.distances));
+        replace_file(&self.path.with_file_name(DISTANCES), |partial| Ok(fs_err::write(partial, text)?))
     }
 }
 
