@@ -23,7 +23,7 @@ test: setup ## all tests
 	scripts/phase tests cargo test --workspace --locked $(features)
 
 figures: setup ## the longer test: whole demos on three seeds, half an hour on two cores that have nothing else to do
-	scripts/phase figures cargo test --locked $(features) --test integration -- --ignored --nocapture demo_figures
+	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo_figures
 
 check: setup ## what CI asks beside the tests: format, lints, docs, portable tests
 	scripts/check.sh
