@@ -278,7 +278,8 @@ impl<'a> Encoder<'a> {
         let mut activations: Vec<Option<Tensor>> = tokens.iter().map(cached).collect();
         let missing: Vec<usize> = (0..tokens.len()).filter(|place| activations[*place].is_none()).collect();
         for chunk in missing.chunks(self.prompts_at_once) {
-            for (place, activation) in chunk.iter().zip(self.text_prefixes(chunk.iter().map(|place| tokens[*place]))) {
+            let prompts: Vec<&Tokens> = chunk.iter().map(|place| tokens[*place]).collect();
+            for (place, activation) in chunk.iter().zip(self.text_prefixes(&prompts)) {
                 self.fetcher.cache.put(content(tokens[*place]), &activation);
                 activations[*place] = Some(activation);
             }
@@ -293,19 +294,19 @@ impl<'a> Encoder<'a> {
 
     /// Prefix activations of at most [`Self::prompts_at_once`] prompts, `[T, width]` each, or `[1, embed_dim]`. As with images,
     /// those that share a pass are filled up with repeats, and to the longest that a prompt can be.
-    fn text_prefixes<'t>(&self, prompts: impl ExactSizeIterator<Item = &'t Tokens> + Clone) -> Vec<Tensor> {
+    fn text_prefixes(&self, prompts: &[&Tokens]) -> Vec<Tensor> {
         let depth = self.trainable.text_depth;
-        let (mut ids, ends) =
-            self.clip.token_ids(&prompts.clone().cycle().take(self.prompts_at_once).collect::<Vec<_>>());
+        let filled: Vec<&Tokens> = prompts.iter().copied().cycle().take(self.prompts_at_once).collect();
+        let (mut ids, ends) = self.clip.token_ids(&filled);
         if self.prompts_at_once > 1 {
             ids = ids.constant_pad_nd([0, self.clip.config.context_length as i64 - ids.size()[1]]);
         }
         let activations = tch::no_grad(|| self.clip.text_prefix(&ids, &ends, depth));
-        let own = |(tokens, row): (&Tokens, Tensor)| match depth {
+        let own = |(tokens, row): (&&Tokens, Tensor)| match depth {
             Depth::Whole => row.unsqueeze(0),
             _ => row.narrow(0, 0, tokens.ids.len() as i64),
         };
-        prompts.zip(activations.unbind(0)).map(own).collect()
+        prompts.iter().zip(activations.unbind(0)).map(own).collect()
     }
 }
 
@@ -354,7 +355,8 @@ mod tests {
             let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), 64, trainable);
             let encode = |prompts_at_once: usize| -> Vec<Tensor> {
                 let encoder = Encoder { prompts_at_once, ..Encoder::new(&clip, trainable, &fetcher) };
-                tokens.chunks(prompts_at_once).flat_map(|chunk| encoder.text_prefixes(chunk.iter())).collect()
+                let prefixes = |chunk: &[Tokens]| encoder.text_prefixes(&chunk.iter().collect::<Vec<_>>());
+                tokens.chunks(prompts_at_once).flat_map(prefixes).collect()
             };
             for (alone, shared) in encode(1).iter().zip(encode(4)) {
                 assert_eq!(alone.size(), shared.size(), "{mode:?}");
