@@ -2,7 +2,6 @@
 //! PyTorch, openai-clip, diffusers and PEFT on the same device, one after the other.
 
 use std::{
-    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -18,7 +17,7 @@ use diffusion::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::{cuda_half, data, mean, numbers, ours, peer, stable_diffusion, weights};
+use crate::{cuda_half, data, figures, finetune::phases, mean, numbers, ours, peer, stable_diffusion, steps, weights};
 
 const DEVICE: Device = Device::Cuda(0);
 /// Prompts of the fine-tuning.
@@ -56,17 +55,6 @@ fn busy<T>(run: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
         done.store(true, Ordering::Relaxed);
         Ok((result?, watcher.join().unwrap_or(f64::NAN)))
     })
-}
-
-/// The lines of a run's `metrics.jsonl` that are of steps.
-fn steps(run: &Path) -> Result<Vec<Value>> {
-    let text = fs_err::read_to_string(run.join("metrics.jsonl"))?;
-    let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-    Ok(lines.into_iter().filter(|line| line.get("loss").is_some()).collect())
-}
-
-fn figures(lines: &[Value], name: &str) -> Vec<f64> {
-    lines.iter().filter_map(|line| line[name].as_f64()).collect()
 }
 
 /// The paper's mode on ViT-L/14 at batch 32: four epochs of 64 triplets of 128 photographs.
@@ -250,14 +238,7 @@ pub(crate) fn finetune() -> Result<()> {
                 figure("peak_memory_bytes") / 1e9,
                 gigabytes(&theirs["peak_cuda_bytes"]),
             );
-            println!(
-                "cuda-finetune: sampling {:.2} s, forward {:.2}, backward {:.2}, optimizer {:.2}; theirs {}",
-                figure("rollout_seconds"),
-                figure("forward_seconds"),
-                figure("backward_seconds"),
-                figure("optimizer_seconds"),
-                theirs["phases"],
-            );
+            phases("cuda-finetune", &lines, &theirs);
         }
     }
     Ok(())

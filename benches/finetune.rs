@@ -15,7 +15,7 @@ use diffusion::{
 };
 use serde_json::Value;
 
-use crate::{folder, mean, ours, peer, stable_diffusion, weights};
+use crate::{figures, folder, mean, ours, peer, stable_diffusion, steps, weights};
 
 const STEPS: usize = 10;
 const GUIDANCE: f64 = 7.5;
@@ -67,9 +67,8 @@ pub(crate) fn finetune() -> Result<()> {
             ["--output", &output],
         ];
         ours(&[&["diffusion", "finetune"], settings.as_flattened()].concat())?;
-        let lines = fs_err::read_to_string(run.path().join(name).join("metrics.jsonl"))?;
-        let lines = lines.lines().skip(1).map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-        let figure = |name: &str| mean(&lines.iter().filter_map(|line| line[name].as_f64()).collect::<Vec<_>>());
+        let lines = steps(&run.path().join(name))?.split_off(1);
+        let figure = |name: &str| mean(&figures(&lines, name));
         let theirs = peer("finetune.py", &[&model, &reward, "train", "--side", side, "--batch", "1", "--steps", "3"])?;
         let python = mean(&crate::numbers(&theirs["seconds_per_step"]));
         let seconds = 1.0 / figure("images_per_second");
@@ -79,16 +78,22 @@ pub(crate) fn finetune() -> Result<()> {
             figure("peak_memory_bytes") / 1e9,
             theirs["peak_rss_bytes"].as_f64().unwrap_or(f64::NAN) / 1e9,
         );
-        println!(
-            "finetune: {name}, {side}²: sampling {:.2} s, forward {:.2}, backward {:.2}, optimizer {:.2}; theirs {}",
-            figure("rollout_seconds"),
-            figure("forward_seconds"),
-            figure("backward_seconds"),
-            figure("optimizer_seconds"),
-            theirs["phases"],
-        );
+        phases(&format!("finetune: {name}, {side}²"), &lines, &theirs);
     }
     Ok(())
+}
+
+/// Where the time of a step goes, ours and the peer's.
+pub(crate) fn phases(row: &str, lines: &[Value], theirs: &Value) {
+    let seconds = |phase: &str| mean(&figures(lines, &format!("{phase}_seconds")));
+    println!(
+        "{row}: sampling {:.2} s, forward {:.2}, backward {:.2}, optimizer {:.2}; theirs {}",
+        seconds("rollout"),
+        seconds("forward"),
+        seconds("backward"),
+        seconds("optimizer"),
+        theirs["phases"],
+    );
 }
 
 /// Guided sampling with trained adapters, ours merged into the weights, theirs attached.

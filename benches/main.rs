@@ -123,6 +123,17 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
 }
 
+/// The lines of a run's `metrics.jsonl` that are of steps.
+fn steps(run: &Path) -> Result<Vec<Value>> {
+    let text = fs_err::read_to_string(run.join("metrics.jsonl"))?;
+    let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    Ok(lines.into_iter().filter(|line| line.get("loss").is_some()).collect())
+}
+
+fn figures(lines: &[Value], name: &str) -> Vec<f64> {
+    lines.iter().filter_map(|line| line[name].as_f64()).collect()
+}
+
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
@@ -198,9 +209,8 @@ fn train() -> Result<()> {
     let arguments = ["reward", "train", "--training-file", &table, "--training-mode", mode, "--model", &weights];
     let rest = ["--batch-size", "8", "--n-epochs", "3", "--save-folder", &save_folder, "--device", "cpu"];
     ours(&[arguments.as_slice(), &rest].concat())?;
-    let metrics = fs_err::read_to_string(Path::new(&save_folder).join("metrics.jsonl"))?;
-    let lines = metrics.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
-    let seconds: Vec<f64> = lines.iter().filter_map(|line| Some(8.0 / line["triplets_per_second"].as_f64()?)).collect();
+    let lines = steps(Path::new(&save_folder))?;
+    let seconds: Vec<f64> = figures(&lines, "triplets_per_second").iter().map(|per_second| 8.0 / per_second).collect();
     ensure!(seconds.len() == 12, "12 steps wanted, {} done", seconds.len());
     let original = peer("train.py", &[&weights, &table, "--batch-size", "8", "--steps", "3", "--warm-up", "1"])?;
     let step = mean(&numbers(&original["seconds_per_step"]));

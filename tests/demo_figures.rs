@@ -60,6 +60,7 @@ fn the_demo_shows_what_it_is_to_show() {
 /// The truth about DRaFT-LV on the last seed's model, with the demo's settings.
 fn second_method(work: &Workspace) -> String {
     let settings = include_str!("../configs/demo/finetune.toml");
+    let [steps, guidance] = ["sample_steps", "guidance_scale"].map(|key| numbers(settings, key)[0]);
     let settings = settings.replace("draft-k", "draft-lv").replace("truncation_steps = 1\n", "");
     work.write("draft-lv.toml", settings);
     let seed = SEEDS[2];
@@ -77,8 +78,8 @@ fn second_method(work: &Workspace) -> String {
     work.run_after(
         ALONE,
         &format!(
-            "diffusion generate {model} --lora second/lora --prompts {held_out} --images-per-prompt 8 --steps 16 \
-             --guidance-scale 1.5 --batch-size 32 --output second/images"
+            "diffusion generate {model} --lora second/lora --prompts {held_out} --images-per-prompt 8 --steps {steps} \
+             --guidance-scale {guidance} --batch-size 32 --output second/images"
         ),
     )
     .succeeds();
