@@ -18,32 +18,12 @@ const VIVID: f32 = 0.7;
 /// A picture as it was asked for, as it came out, and its path.
 type Captioned = (Request, Scene, String);
 
-/// Writes `pretraining.parquet`: `count` pictures under `images/pretraining/`, each with its caption, beside another picture.
-/// Every other caption, by the toss of a coin, says whether the colour is pale or vivid. The same seed gives the same bytes.
+/// Writes `count` pictures under `images/captions/`, and the prompts `prompts.txt` and `held-out.txt`: of each shape, one colour is
+/// only in the latter. The same seed gives the same bytes.
 ///
-/// # Errors
-/// A file cannot be written.
-pub(crate) fn write_pretraining(folder: &Path, seed: u64, count: usize) -> Result<()> {
-    let mut generator = ChaCha8Rng::seed_from_u64(seed);
-    generator.set_stream(5);
-    let pictures = write_captioned(folder, "pretraining", &Request::all(), count, &mut generator)?;
-    let others = pictures.iter().skip(1).chain(&pictures[..1]);
-    let mut triplet = |((request, scene, path), (.., other)): (&Captioned, &Captioned)| {
-        let subject = if generator.random_bool(0.5) {
-            request.to_string()
-        } else if scene.vividness < VIVID {
-            request.described("pale")
-        } else {
-            request.described("vivid")
-        };
-        row(request, worded(&subject, &mut generator), [path.clone(), other.clone()])
-    };
-    let triplets: Vec<_> = pictures.iter().zip(others).map(&mut triplet).collect();
-    write_parquet(&folder.join("pretraining.parquet"), &triplets)
-}
-
-/// Writes `captions.csv` (`prompt`, `path`) with `count` pictures under `images/captions/`, and the prompts `prompts.txt` and
-/// `held-out.txt`: of each shape, one colour is only in the latter. The same seed gives the same bytes.
+/// `captions.parquet` has every picture with its caption beside another picture, as a CLIP learns from them; there every other
+/// caption, by the toss of a coin, says whether the colour is pale or vivid. `captions.csv` (`prompt`, `path`) has those of
+/// `prompts.txt`, as a text-to-image model learns from them.
 ///
 /// # Errors
 /// A file cannot be written.
@@ -56,33 +36,41 @@ pub(crate) fn write_captions(folder: &Path, seed: u64, count: usize) -> Result<(
     let held_out: Vec<_> = shapes.into_iter().zip(colours).collect();
     let (held_out, shown): (Vec<Request>, Vec<Request>) =
         Request::all().into_iter().partition(|request| held_out.contains(&(request.shape, request.colour)));
-    let pictures = write_captioned(folder, "captions", &shown, count, &mut generator)?;
-    let rows: String = pictures.iter().map(|(request, _, path)| format!("{request},{path}\n")).collect();
-    fs_err::write(folder.join("captions.csv"), format!("prompt,path\n{rows}"))?;
+    let pictures = write_pictures(folder, count, &mut generator)?;
+    let pairs = pictures.iter().filter(|(request, ..)| shown.contains(request));
+    let pairs: String = pairs.map(|(request, _, path)| format!("{request},{path}\n")).collect();
+    fs_err::write(folder.join("captions.csv"), format!("prompt,path\n{pairs}"))?;
     for (name, requests) in [("prompts.txt", shown), ("held-out.txt", held_out)] {
         fs_err::write(folder.join(name), requests.iter().map(|request| format!("{request}\n")).collect::<String>())?;
     }
-    Ok(())
+    let others = pictures.iter().skip(1).chain(&pictures[..1]);
+    let mut triplet = |((request, scene, path), (.., other)): (&Captioned, &Captioned)| {
+        let subject = if generator.random_bool(0.5) {
+            request.to_string()
+        } else if scene.vividness < VIVID {
+            request.described("pale")
+        } else {
+            request.described("vivid")
+        };
+        row(request, worded(&subject, &mut generator), [path.clone(), other.clone()])
+    };
+    let triplets: Vec<_> = pictures.iter().zip(others).map(&mut triplet).collect();
+    write_parquet(&folder.join("captions.parquet"), &triplets)
 }
 
-/// Writes `count` pictures of what is asked for, the requests in turn, and gives each with its scene and path.
-fn write_captioned(
-    folder: &Path,
-    name: &str,
-    requests: &[Request],
-    count: usize,
-    generator: &mut impl Rng,
-) -> Result<Vec<Captioned>> {
-    fs_err::create_dir_all(folder.join("images").join(name))?;
-    let write = |index: usize| {
-        let request = requests[index % requests.len()];
+/// Writes `count` pictures of what is asked for, all requests in turn, and gives each with its scene and path.
+fn write_pictures(folder: &Path, count: usize, generator: &mut impl Rng) -> Result<Vec<Captioned>> {
+    fs_err::create_dir_all(folder.join("images/captions"))?;
+    let mut requests = Request::all();
+    requests.shuffle(generator);
+    let write = |(index, request): (usize, Request)| {
         let scene = Scene::random(generator);
         let background = request.background.unwrap_or(scene.background);
         let scene = Scene { shape: request.shape, colour: request.colour, background, ..scene };
-        let path = write_picture(folder, &format!("images/{name}/{index:05}"), &scene, generator)?;
+        let path = write_picture(folder, &format!("images/captions/{index:05}"), &scene, generator)?;
         Ok((request, scene, path))
     };
-    (0..count).map(write).collect()
+    requests.into_iter().cycle().take(count).enumerate().map(write).collect()
 }
 
 #[cfg(test)]
@@ -92,10 +80,10 @@ mod tests {
     #[test]
     fn held_out_combinations_are_in_no_caption() {
         let folder = tempfile::tempdir().unwrap();
-        write_captions(folder.path(), 3, 48).unwrap();
+        write_captions(folder.path(), 3, 96).unwrap();
         let read = |name: &str| fs_err::read_to_string(folder.path().join(name)).unwrap();
         let (table, prompts, held_out) = (read("captions.csv"), read("prompts.txt"), read("held-out.txt"));
-        assert_eq!((table.lines().count(), prompts.lines().count(), held_out.lines().count()), (49, 112, 16));
+        assert_eq!((table.lines().count(), prompts.lines().count(), held_out.lines().count()), (81, 80, 16));
         for combination in held_out.lines() {
             assert!(!table.contains(combination), "{combination}");
         }

@@ -39,8 +39,7 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
         progress
             .line(&format!("{}: {triplets} triplets, {prompts} prompts, noise ceiling {ceiling:.4}", file.display()));
     }
-    captions::write_captions(&folder, arguments.seed, train.min(12_000))?;
-    captions::write_pretraining(&folder, arguments.seed, train)?;
+    captions::write_captions(&folder, arguments.seed, train)?;
     if arguments.data_only.is_some() {
         commands::print(&folder.display().to_string())?;
         return Ok(ExitCode::SUCCESS);

@@ -65,10 +65,10 @@ impl Demo<'_> {
     fn run(&self) -> Result<ExitCode> {
         self.stage(1, "a CLIP learns from captions what words look like");
         let clip = include_str!("../../configs/demo/clip.toml");
-        let clip = self.reward_trainer("clip", clip, &["pretraining"], None)?.join("final");
+        let clip = self.reward_trainer("clip", clip, &["captions"], None)?.join("final");
         self.stage(2, "it becomes a reward: what users liked, then which of two pictures they liked");
         let liked = include_str!("../../configs/demo/liked.toml");
-        let liked = self.reward_trainer("liked", liked, &["pretraining", "train"], Some(&clip))?.join("final");
+        let liked = self.reward_trainer("liked", liked, &["captions", "train"], Some(&clip))?.join("final");
         let reward = include_str!("../../configs/demo/reward.toml");
         let reward = self.reward_trainer("reward", reward, &["train"], Some(&liked))?.join("best");
         self.validate(&reward)?;
