@@ -209,7 +209,11 @@ fn every_kind_of_learned_metric_scores_a_set() {
     let work = two_sets();
     let metrics = "clip-score=random:tiny,pick-score=random:tiny,hps-v2=random:tiny,hps-v2.1=random:tiny,\
                    image-reward=golden/image_reward";
-    let answer = work.run(&format!("evaluate --device cpu --images tuned/set.csv --metrics {metrics} --json")).json();
+    let command = format!("evaluate --device cpu --images tuned/set.csv --metrics {metrics} --json");
+    let first = work.run(&command);
+    let answer = first.says("loading hps-v2=random:tiny").says("loading image-reward=golden/image_reward").json();
+    let second = work.run(&command);
+    second.check(second.json() == answer && !second.stderr.contains("loading"), "the same, and no weights are read");
     let found = &answer["sets"][0]["metrics"];
     assert_eq!(keys(found), ["clip-score", "pick-score", "hps-v2", "hps-v2.1", "image-reward"]);
     for (name, metric) in found.as_object().unwrap() {

@@ -45,10 +45,10 @@ impl Colour {
         match self {
             Self::Red => [0.86, 0.12, 0.12],
             Self::Yellow => [0.98, 0.87, 0.1],
-            Self::Green => [0.1, 0.65, 0.2],
+            Self::Green => [0.05, 0.75, 0.15],
             Self::Cyan => [0.1, 0.78, 0.78],
             Self::Blue => [0.12, 0.25, 0.9],
-            Self::Purple => [0.65, 0.15, 0.7],
+            Self::Purple => [0.68, 0.1, 0.75],
         }
     }
 }

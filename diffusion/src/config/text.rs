@@ -162,11 +162,11 @@ impl TextConfig {
                 projection_dim: 32,
                 ..published
             }),
-            // The text tower of `reward`'s CLIP `tiny`.
+            // The text tower of `reward`'s CLIP `toy`.
             "sd-toy" => Some(Self {
                 hidden_size: 64,
                 intermediate_size: 256,
-                num_hidden_layers: 3,
+                num_hidden_layers: 1,
                 num_attention_heads: 1,
                 projection_dim: 64,
                 ..published

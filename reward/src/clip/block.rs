@@ -30,7 +30,7 @@ impl Linear {
         Self { weight: parameters[weight].shallow_clone(), bias: parameters[bias].shallow_clone() }
     }
 
-    fn handle(&self) -> Self {
+    pub(crate) fn handle(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
     }
 
@@ -60,7 +60,7 @@ impl LayerNorm {
         Self { weight: part("weight"), bias: part("bias"), eps }
     }
 
-    fn handle(&self) -> Self {
+    pub(crate) fn handle(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 

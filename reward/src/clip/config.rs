@@ -140,7 +140,7 @@ impl ClipConfig {
         let (quick, exact) = (Activation::QuickGelu, Activation::Gelu);
         let (embed_dim, vision, image_size, patch_size, text) = match name {
             "tiny" => (64, tower(128, 4, 2, quick), 64, 16, tower(64, 3, 1, quick)),
-            "toy" => (64, tower(128, 2, 2, quick), 32, 8, tower(64, 3, 1, quick)),
+            "toy" => (64, tower(128, 2, 2, quick), 32, 8, tower(64, 1, 1, quick)),
             "vit-b-32" => (512, tower(768, 12, 12, quick), 224, 32, tower(512, 12, 8, quick)),
             "vit-l-14" => (768, tower(1024, 24, 16, quick), 224, 14, tower(768, 12, 12, quick)),
             "vit-h-14" => (1024, tower(1280, 32, 16, exact), 224, 14, tower(1024, 24, 16, exact)),

@@ -79,10 +79,11 @@ impl<'a> Scorer<'a> {
         let options = self.run.options;
         let device = options.device.resolve()?;
         let spec = RewardSpec { name, path: path.to_owned(), weight: 1.0 };
-        let reward = spec.load(options.clip.as_deref(), device, tch::Kind::Float)?;
-        let sha256 = checkpoint_sha256(path, reward.files(), options.open.seed)?;
+        let sha256 = checkpoint_sha256(path, &spec.files(options.clip.as_deref())?, options.open.seed)?;
         let convention = name.convention().as_str().to_owned();
         let compute = |scorer: &mut Self, items: &[Item], scores: &mut [Option<f64>]| {
+            scorer.run.observer.event(&Event::Note(&format!("loading {}={path}", name.as_str())));
+            let reward = spec.load(options.clip.as_deref(), device, tch::Kind::Float)?;
             let score = |pixels: &tch::Tensor, prompts: &[&str]| reward.score(pixels, prompts);
             pixels::scores(name.as_str(), items, device, scorer.run, scores, score)
         };

@@ -4,7 +4,7 @@
 //! `sac+logos+ava1-l14-linearMSE.pth` is five linear layers with nothing but dropout between them: one affine map of the
 //! unit image embedding of OpenAI's CLIP ViT-L/14, folded when it is loaded.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
@@ -22,7 +22,6 @@ use crate::{
 pub struct Aesthetic {
     clip: ClipReward,
     head: Affine,
-    files: Vec<PathBuf>,
 }
 
 impl Aesthetic {
@@ -41,8 +40,7 @@ impl Aesthetic {
             ))
         })?;
         let head = Affine::read(&file, "", width, device)?;
-        let files = [vec![file.path().to_owned()], checkpoint.files()].concat();
-        Ok(Self { clip: ClipReward::new(RewardName::Aesthetic, &checkpoint, device, kind)?, head, files })
+        Ok(Self { clip: ClipReward::new(RewardName::Aesthetic, &checkpoint, device, kind)?, head })
     }
 }
 
@@ -67,10 +65,6 @@ impl Reward for Aesthetic {
 
     fn embeddings(&self, pixels: &Tensor) -> Option<Tensor> {
         self.clip.embeddings(pixels)
-    }
-
-    fn files(&self) -> &[PathBuf] {
-        &self.files
     }
 
     fn weights(&self) -> Vec<Tensor> {

@@ -1,7 +1,7 @@
 //! Scores that are the cosine of image and prompt under a frozen CLIP: the Social Reward, CLIPScore (Hessel et al., 2021,
 //! <https://arxiv.org/abs/2104.08718>, without its factor 2.5 and its cut at 0), PickScore, HPSv2.
 
-use std::{cell::RefCell, collections::HashMap, path::PathBuf};
+use std::{cell::RefCell, collections::HashMap};
 
 use tch::{Device, Kind, Tensor};
 
@@ -26,7 +26,6 @@ pub struct ClipReward {
     clip: Clip,
     /// What the cosine is multiplied with.
     scale: f64,
-    files: Vec<PathBuf>,
     /// The unit embedding `[1, E]` of every prompt scored so far.
     texts: RefCell<HashMap<String, Tensor>>,
 }
@@ -58,7 +57,7 @@ impl ClipReward {
             _ => 1.0,
         };
         let clip = Clip::load(checkpoint, device, kind, |_| false)?;
-        Ok(Self { name, clip, scale, files: checkpoint.files(), texts: RefCell::default() })
+        Ok(Self { name, clip, scale, texts: RefCell::default() })
     }
 
     /// Unit image embeddings, in the graph of `pixels`.
@@ -119,10 +118,6 @@ impl Reward for ClipReward {
     fn embeddings(&self, pixels: &Tensor) -> Option<Tensor> {
         let pixels = pixels.to_device(self.clip.device);
         Some(tch::no_grad(|| self.image_embeddings(&pixels)))
-    }
-
-    fn files(&self) -> &[PathBuf] {
-        &self.files
     }
 
     fn weights(&self) -> Vec<Tensor> {

@@ -1,10 +1,8 @@
 //! What fine-tuning maximises: a score of pixels in memory, with a gradient where there is one.
 
-use std::path::PathBuf;
-
 use tch::Tensor;
 
-use crate::{Error, Result, weights::sha256};
+use crate::{Error, Result};
 
 /// What fine-tuning maximises and evaluation reports.
 pub trait Reward {
@@ -32,19 +30,6 @@ pub trait Reward {
     /// Unit embeddings of pictures, `[B, E]`, by which they can be told apart; nothing where the reward has none.
     fn embeddings(&self, _pixels: &Tensor) -> Option<Tensor> {
         None
-    }
-
-    /// The checkpoint files it was read from; none of random weights.
-    fn files(&self) -> &[PathBuf] {
-        &[]
-    }
-
-    /// Every one of [`Self::files`] with its SHA-256, which names the checkpoint beside a printed score.
-    ///
-    /// # Errors
-    /// A file cannot be read any more.
-    fn checkpoint_sha256(&self) -> Result<Vec<(PathBuf, String)>> {
-        self.files().iter().map(|file| Ok((file.clone(), sha256::of_file(file)?))).collect()
     }
 
     /// Handles on the weights by which [`Self::score`] sees pictures.

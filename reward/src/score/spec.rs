@@ -1,10 +1,23 @@
 //! `[NAME=]PATH[@WEIGHT]`: which reward, its weights on disk, and what it counts among others.
 
+#[cfg(feature = "torch")]
+use std::path::{Path, PathBuf};
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, error::did_you_mean};
+#[cfg(feature = "torch")]
+use crate::{
+    metrics::{
+        aesthetic,
+        clip_reward::ClipReward,
+        hps::hps,
+        image_reward::{self, ImageReward},
+        pick_score::pick_score,
+    },
+    weights::{Checkpoint, OpenOptions, file::TensorFile},
+};
 
 /// The rewards that can be loaded, which are the metrics with weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +137,24 @@ pub struct RewardSpec {
 }
 
 impl RewardSpec {
+    /// The files that [`Self::load`] reads weights from; none of random weights.
+    ///
+    /// # Errors
+    /// They cannot be opened, or the CLIP is not given.
+    #[cfg(feature = "torch")]
+    pub fn files(&self, clip: Option<&str>) -> Result<Vec<PathBuf>> {
+        let of_clip = |path: &str| Ok(Checkpoint::open(path, OpenOptions::default())?.files());
+        let path = &self.path;
+        match self.name {
+            RewardName::Aesthetic => {
+                let head = TensorFile::open(Path::new(path))?.path().to_owned();
+                Ok([vec![head], of_clip(clip.ok_or_else(|| aesthetic::no_clip(path))?)?].concat())
+            }
+            RewardName::ImageReward => Ok(image_reward::files(path)?.into()),
+            _ => of_clip(path),
+        }
+    }
+
     /// Loads it, frozen. `clip`: what [`RewardName::needs_clip`] asks for, else unused; `kind`: of weights and activations.
     ///
     /// # Errors
@@ -135,9 +166,6 @@ impl RewardSpec {
         device: tch::Device,
         kind: tch::Kind,
     ) -> Result<Box<dyn super::reward::Reward>> {
-        use crate::metrics::{
-            aesthetic, clip_reward::ClipReward, hps::hps, image_reward::ImageReward, pick_score::pick_score,
-        };
         let path = &self.path;
         Ok(match self.name {
             RewardName::SocialReward | RewardName::ClipScore => {

@@ -42,7 +42,7 @@ pub struct ImageReward {
     head: Affine,
     words: WordPiece,
     parameters: Parameters,
-    files: [PathBuf; 3],
+    checkpointing: bool,
     device: Device,
 }
 
@@ -53,13 +53,7 @@ impl ImageReward {
     /// # Errors
     /// A file is missing or of another model.
     pub fn load(folder: &str, device: Device, kind: Kind) -> Result<Self> {
-        let files = ["ImageReward.pt", "med_config.json", "vocab.txt"].map(|name| Path::new(folder).join(name));
-        if let Some(missing) = files.iter().find(|file| !file.is_file()) {
-            return Err(Error::data(format!("{}: no such file", missing.display())).hint(
-                "image-reward is a folder with ImageReward.pt and med_config.json of THUDM/ImageReward, and vocab.txt of bert-base-uncased",
-            ));
-        }
-        let [weights, config, vocabulary] = &files;
+        let [weights, config, vocabulary] = &files(folder)?;
         let config = BertConfig::read(config)?;
         let words = WordPiece::read(vocabulary)?;
         if words.len() > config.vocab_size {
@@ -90,7 +84,7 @@ impl ImageReward {
             head: Affine::read(&file, "mlp.", config.hidden_size, device)?,
             words,
             parameters,
-            files,
+            checkpointing: false,
             device,
         })
     }
@@ -109,6 +103,20 @@ impl ImageReward {
     }
 }
 
+/// `ImageReward.pt`, `med_config.json` and `vocab.txt` of a folder.
+///
+/// # Errors
+/// One is missing.
+pub(crate) fn files(folder: &str) -> Result<[PathBuf; 3]> {
+    let files = ["ImageReward.pt", "med_config.json", "vocab.txt"].map(|name| Path::new(folder).join(name));
+    match files.iter().find(|file| !file.is_file()) {
+        None => Ok(files),
+        Some(missing) => Err(Error::data(format!("{}: no such file", missing.display())).hint(
+            "image-reward is a folder with ImageReward.pt and med_config.json of THUDM/ImageReward, and vocab.txt of bert-base-uncased",
+        )),
+    }
+}
+
 /// What the published file holds beside the reward's own parameters: position tables, and BLIP's contrastive projections.
 fn is_unused(name: &str) -> bool {
     name.ends_with("position_ids") || name.starts_with("blip.vision_proj.") || name.starts_with("blip.text_proj.")
@@ -121,7 +129,7 @@ impl Reward for ImageReward {
 
     fn score(&self, pixels: &Tensor, prompts: &[&str]) -> Result<Tensor> {
         check(pixels, prompts)?;
-        let picture = self.vit.forward(&preprocess(pixels, self.vit.config.image_size as i64));
+        let picture = self.vit.forward(&preprocess(pixels, self.vit.config.image_size as i64), self.checkpointing);
         let (ids, stands) = self.tokens(prompts);
         let first = self.bert.forward(&ids, &stands, &picture).select(1, 0);
         Ok((self.head.forward(&first.to_kind(Kind::Float)) - MEAN) / DEVIATION)
@@ -131,8 +139,9 @@ impl Reward for ImageReward {
         true
     }
 
-    fn files(&self) -> &[PathBuf] {
-        &self.files
+    /// Of the picture's blocks: there are twenty tokens of a picture to one of a prompt.
+    fn set_checkpointing(&mut self, on: bool) {
+        self.checkpointing = on;
     }
 
     fn weights(&self) -> Vec<Tensor> {

@@ -6,6 +6,7 @@ use tch::Tensor;
 use crate::{
     Error, Result,
     clip::block::{LayerNorm, Linear, Parameters},
+    native,
     weights::file::TensorFile,
 };
 
@@ -120,21 +121,39 @@ impl Vit {
         }
     }
 
-    /// `pixels`: `[B, 3, S, S]`, normalised; gives all tokens, `[B, T, width]`, in the kind of the weights.
-    pub(super) fn forward(&self, pixels: &Tensor) -> Tensor {
+    /// `pixels`: `[B, 3, S, S]`, normalised; gives all tokens, `[B, T, width]`, in the kind of the weights. With `checkpointing` a
+    /// block keeps its input only and is computed again in the backward pass.
+    pub(super) fn forward(&self, pixels: &Tensor, checkpointing: bool) -> Tensor {
         let (batch, stride) = (pixels.size()[0], self.config.patch_size as i64);
         let pixels = pixels.to_kind(self.kernel.kind());
         let patches = pixels.conv2d(&self.kernel, Some(&self.bias), [stride, stride], [0, 0], [1, 1], 1);
         let class_token = self.class_token.expand([batch, 1, -1], false);
         let mut x = Tensor::cat(&[class_token, patches.flatten(2, 3).transpose(1, 2)], 1) + &self.positions;
         for block in &self.blocks {
-            x = block.forward(&x);
+            x = if checkpointing {
+                let run = block.handle();
+                native::checkpoint(&x, &[], move |x| run.forward(x))
+            } else {
+                block.forward(&x)
+            };
         }
         self.norm.forward(&x)
     }
 }
 
 impl Block {
+    /// The same tensors, for a graph that outlives this.
+    fn handle(&self) -> Self {
+        Self {
+            norm1: self.norm1.handle(),
+            qkv: self.qkv.handle(),
+            proj: self.proj.handle(),
+            norm2: self.norm2.handle(),
+            fc1: self.fc1.handle(),
+            fc2: self.fc2.handle(),
+        }
+    }
+
     /// `x`: `[B, T, width]`; gives the same shape.
     fn forward(&self, x: &Tensor) -> Tensor {
         let [batch, tokens, width] = x.size()[..] else { unreachable!("tokens are [B, T, width]") };
