@@ -36,7 +36,12 @@ pub(crate) fn write_captions(folder: &Path, seed: u64, count: usize) -> Result<(
     let held_out: Vec<_> = shapes.into_iter().zip(colours).collect();
     let (held_out, shown): (Vec<Request>, Vec<Request>) =
         Request::all().into_iter().partition(|request| held_out.contains(&(request.shape, request.colour)));
-    let pictures = write_pictures(folder, count, &mut generator)?;
+    let mut requests = Request::all();
+    requests.shuffle(&mut generator);
+    // Begins with one that is shown: however few pictures there are, a text-to-image model has one to learn from.
+    let first = requests.iter().position(|request| shown.contains(request)).unwrap_or_default();
+    requests.rotate_left(first);
+    let pictures = write_pictures(folder, requests, count, &mut generator)?;
     let pairs = pictures.iter().filter(|(request, ..)| shown.contains(request));
     let pairs: String = pairs.map(|(request, _, path)| format!("{request},{path}\n")).collect();
     fs_err::write(folder.join("captions.csv"), format!("prompt,path\n{pairs}"))?;
@@ -58,11 +63,14 @@ pub(crate) fn write_captions(folder: &Path, seed: u64, count: usize) -> Result<(
     write_parquet(&folder.join("captions.parquet"), &triplets)
 }
 
-/// Writes `count` pictures of what is asked for, all requests in turn, and gives each with its scene and path.
-fn write_pictures(folder: &Path, count: usize, generator: &mut impl Rng) -> Result<Vec<Captioned>> {
+/// Writes `count` pictures of what is asked for, the requests in turn, and gives each with its scene and path.
+fn write_pictures(
+    folder: &Path,
+    requests: Vec<Request>,
+    count: usize,
+    generator: &mut impl Rng,
+) -> Result<Vec<Captioned>> {
     fs_err::create_dir_all(folder.join("images/captions"))?;
-    let mut requests = Request::all();
-    requests.shuffle(generator);
     let write = |(index, request): (usize, Request)| {
         let scene = Scene::random(generator);
         let background = request.background.unwrap_or(scene.background);
@@ -76,6 +84,16 @@ fn write_pictures(folder: &Path, count: usize, generator: &mut impl Rng) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_picture_is_enough_for_a_text_to_image_model() {
+        for seed in 20..32 {
+            let folder = tempfile::tempdir().unwrap();
+            write_captions(folder.path(), seed, 1).unwrap();
+            let table = fs_err::read_to_string(folder.path().join("captions.csv")).unwrap();
+            assert_eq!(table.lines().count(), 2, "seed {seed}");
+        }
+    }
 
     #[test]
     fn held_out_combinations_are_in_no_caption() {

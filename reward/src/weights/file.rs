@@ -53,11 +53,12 @@ impl TensorFile {
     /// Unreadable or truncated file, a format that is none of the three, a pickle without tensors.
     pub fn open(path: &Path) -> Result<Self> {
         let mut magic = [0; 9];
-        let length = fs_err::metadata(path)?.len();
+        let mut file = fs_err::File::open(path)?;
+        let length = file.metadata()?.len();
         if length == 0 {
             return Err(Error::data(format!("{}: empty file, want tensors", path.display())));
         }
-        fs_err::File::open(path)?.read_exact(&mut magic[..length.min(9) as usize])?;
+        file.read_exact(&mut magic[..length.min(9) as usize])?;
         match &magic {
             // JSON after its length, whose first bytes may look like a pickle's.
             [.., b'{'] => Self::open_safetensors(path),
