@@ -60,9 +60,8 @@ fn the_demo_shows_what_it_is_to_show() {
 /// The truth about DRaFT-LV on the last seed's model, with the demo's settings.
 fn second_method(work: &Workspace) -> String {
     let settings = include_str!("../configs/demo/finetune.toml");
-    let [steps, guidance] = ["sample_steps", "guidance_scale"].map(|key| numbers(settings, key)[0]);
-    let settings = settings.replace("draft-k", "draft-lv").replace("truncation_steps = 1\n", "");
-    work.write("draft-lv.toml", settings);
+    work.write("draft-lv.toml", settings.replace("draft-k", "draft-lv").replace("truncation_steps = 1\n", ""));
+    work.write("images.toml", include_str!("../configs/demo/images.toml"));
     let seed = SEEDS[2];
     let demo = format!("demo-{seed}");
     let model = format!("--seed {seed} --model {demo}/text-to-image/model");
@@ -78,8 +77,7 @@ fn second_method(work: &Workspace) -> String {
     work.run_after(
         ALONE,
         &format!(
-            "diffusion generate {model} --lora second/lora --prompts {held_out} --images-per-prompt 8 --steps {steps} \
-             --guidance-scale {guidance} --batch-size 32 --output second/images"
+            "diffusion generate --config images.toml {model} --lora second/lora --prompts {held_out} --output second/images"
         ),
     )
     .succeeds();

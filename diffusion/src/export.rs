@@ -89,9 +89,9 @@ pub fn folder(
 }
 
 /// Writes the model `random:PRESET` as [`folder`] does, to be trained from scratch. Its text encoder is the text tower of the
-/// CLIP in the Hugging Face folder `clip`, which has to be of the preset's size. Its UNet is to predict v, of which noisy
-/// latents, where a prompt matters, are a larger part than of ε ("Progressive Distillation for Fast Sampling of Diffusion
-/// Models", Salimans and Ho, 2022, <https://arxiv.org/abs/2202.00512>, section 4).
+/// CLIP in the Hugging Face folder `clip`, which has to be of the preset's width, up to the preset's last block. Its UNet is to
+/// predict v, of which noisy latents, where a prompt matters, are a larger part than of ε ("Progressive Distillation for Fast
+/// Sampling of Diffusion Models", Salimans and Ho, 2022, <https://arxiv.org/abs/2202.00512>, section 4).
 ///
 /// # Errors
 /// No such preset, a CLIP that does not fit or cannot be read, there is something at `output`, or the disk is full or not writable.
@@ -99,10 +99,14 @@ pub fn untrained(preset: &str, seed: u64, clip: &Path, output: &Path) -> Result<
     let options = SourceOptions { seed, prediction_type: Some(PredictionType::Velocity) };
     let source = Source::open(&format!("random:{preset}"), options)?;
     let file = TensorFile::open(&clip.join("model.safetensors"))?;
-    let tower = file.shapes().keys().filter(|key| key.starts_with("text_model."));
+    let (config, _) = source.text_encoder()?;
+    let beyond = |key: &str| {
+        let block = key.strip_prefix("text_model.encoder.layers.").and_then(|rest| rest.split('.').next());
+        block.and_then(|block| block.parse().ok()).is_some_and(|block: i64| block >= config.num_hidden_layers)
+    };
+    let tower = file.shapes().keys().filter(|key| key.starts_with("text_model.") && !beyond(key));
     let place = tower.map(|key| (key.clone(), Stored { file: 0, name: key.clone(), rows: None })).collect();
     let weights = Weights::from_files(format!("{} (text tower)", clip.display()), vec![file], place);
-    let (config, _) = source.text_encoder()?;
     write(&source, (config, weights), &Lora::default(), save::Precision::Full, output)
 }
 

@@ -19,8 +19,8 @@ use crate::{
     weights::Weights,
 };
 
-/// Ids of a prompt of `random:sd-toy`: the demo's have nine at most. Padded to 77, most of what the UNet attends to would be
-/// the padding, which knows the prompt as a whole only; the words say what belongs to which.
+/// Ids of a prompt of `random:sd-toy`: the demo's have ten at most. Padded to 77, most of what the UNet attends to would be
+/// padding.
 const TOY_LENGTH: usize = 10;
 
 /// What the user may say beside the name.

@@ -32,8 +32,6 @@ use crate::{
     signals,
 };
 
-/// Images of every held-out prompt.
-const IMAGES_PER_PROMPT: usize = 8;
 const STAGES: usize = 6;
 
 /// Runs every stage in the folder of `arguments`, whose folder `data` holds the data.
@@ -75,15 +73,14 @@ impl Demo<'_> {
         self.stage(3, "a text-to-image model is trained from scratch");
         let model = self.text_to_image(&clip)?;
         self.stage(4, "its images of shapes in colours that none of its pictures showed them in");
-        let tuning: FinetuneConfig = read(include_str!("../../configs/demo/finetune.toml"))?;
-        let base = self.images("base", &model, None, &tuning)?;
+        let base = self.images("base", &model, None)?;
         self.stage(
             5,
             "it learns to please the reward, and the CLIP of the captions, which sees that it shows what was asked for",
         );
-        let run = self.tune(&model, &[("social-reward", &reward), ("clip-score", &clip)], tuning.clone())?;
+        let run = self.tune(&model, &[("social-reward", &reward), ("clip-score", &clip)])?;
         // In the run's folder, where the report looks for its curves.
-        let tuned = self.images("finetune/tuned", &model, Some(&run.join("lora")), &tuning)?;
+        let tuned = self.images("finetune/tuned", &model, Some(&run.join("lora")))?;
         self.stage(6, "what came of it");
         self.judge(&tuned, &base, &reward)
     }
@@ -168,7 +165,7 @@ impl Demo<'_> {
     }
 
     /// The folder of the run.
-    fn tune(&self, model: &Path, rewards: &[(&str, &Path)], config: FinetuneConfig) -> Result<PathBuf> {
+    fn tune(&self, model: &Path, rewards: &[(&str, &Path)]) -> Result<PathBuf> {
         let folder = self.fresh("finetune")?;
         let rewards = rewards.iter().map(|(name, path)| format!("{name}={}", path.display()).parse::<RewardSpec>());
         self.finetune(FinetuneConfig {
@@ -178,25 +175,21 @@ impl Demo<'_> {
             held_out_prompts: Some(self.data("held-out.txt")),
             output: Some(folder.clone()),
             seed: self.arguments.seed,
-            ..config
+            ..read(include_str!("../../configs/demo/finetune.toml"))?
         })?;
         Ok(folder)
     }
 
-    /// The folder of the images, sampled as in training.
-    fn images(&self, name: &str, model: &Path, lora: Option<&Path>, tuning: &FinetuneConfig) -> Result<PathBuf> {
+    /// The folder of the images.
+    fn images(&self, name: &str, model: &Path, lora: Option<&Path>) -> Result<PathBuf> {
         let folder = self.fresh(name)?;
         let config = GenerateConfig {
             model: Some(model.display().to_string()),
             prompts: Some(self.data("held-out.txt")),
             lora: lora.map(Path::to_owned),
-            images_per_prompt: IMAGES_PER_PROMPT,
-            steps: tuning.sample_steps,
-            guidance_scale: tuning.sampling().0,
-            batch_size: 32,
             seed: self.arguments.seed,
             output: Some(folder.clone()),
-            ..GenerateConfig::default()
+            ..read(include_str!("../../configs/demo/images.toml"))?
         };
         match generate(&config, self.progress, &self.stop)? {
             generate::Ended::Finished { .. } => Ok(folder),

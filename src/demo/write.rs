@@ -182,7 +182,7 @@ pub(super) fn write_parquet(file: &Path, rows: &[[String; COLUMNS.len()]]) -> Re
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashSet;
 
     use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -192,8 +192,8 @@ mod tests {
 
     const COUNTS: TripletCounts = TripletCounts { train: 300, validation: 60, test: 60 };
 
-    fn rows(split: &Split) -> Vec<[String; COLUMNS.len()]> {
-        let reader = SerializedFileReader::try_from(split.file.as_path()).unwrap();
+    pub(in crate::demo) fn rows(file: &Path) -> Vec<[String; COLUMNS.len()]> {
+        let reader = SerializedFileReader::try_from(file).unwrap();
         let rows = reader.get_row_iter(None).unwrap().map(Result::unwrap);
         rows.map(|row| std::array::from_fn(|column| row.get_string(column).unwrap().clone())).collect()
     }
@@ -205,7 +205,7 @@ mod tests {
         let mut seen = HashSet::new();
         let mut formats = HashSet::new();
         for (split, triplets) in [(&written.train, 300), (&written.validation, 60), (&written.test, 60)] {
-            let rows = rows(split);
+            let rows = rows(&split.file);
             assert_eq!((rows.len(), split.triplets), (triplets, triplets));
             let prompts: HashSet<String> = rows.iter().map(|row| row[0].clone()).collect();
             assert_eq!(prompts.len(), split.prompts);
@@ -227,7 +227,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let counts = TripletCounts { train: 5, validation: 1, test: 1 };
             let split = write_triplets(folder.path(), seed, counts).unwrap().train;
-            let paths = rows(&split).into_iter().flat_map(|[_, positive, negative, ..]| [positive, negative]);
+            let paths = rows(&split.file).into_iter().flat_map(|[_, positive, negative, ..]| [positive, negative]);
             let pictures: Vec<_> = paths.map(|path| fs_err::read(folder.path().join(path)).unwrap()).collect();
             (fs_err::read(&split.file).unwrap(), pictures)
         };

@@ -34,7 +34,7 @@ pub struct TextConfig {
     pub hidden_size: i64,
     /// Width of the MLPs.
     pub intermediate_size: i64,
-    /// Transformer blocks.
+    /// Transformer blocks; may be 0.
     pub num_hidden_layers: i64,
     /// Attention heads.
     pub num_attention_heads: i64,
@@ -65,12 +65,13 @@ impl TextConfig {
             [Activation::QuickGelu, Activation::Gelu].into_iter().find(|known| value.as_str() == Some(known.name()))
         };
         let token = |value: &Value| value.as_i64();
+        let blocks = |value: &Value| value.as_i64().filter(|blocks| *blocks >= 0);
         let read = Self {
             vocab_size: fields.count("vocab_size", Some(49408))?,
             max_position_embeddings: fields.count("max_position_embeddings", Some(77))?,
             hidden_size: fields.count("hidden_size", None)?,
             intermediate_size: fields.count("intermediate_size", None)?,
-            num_hidden_layers: fields.count("num_hidden_layers", None)?,
+            num_hidden_layers: fields.get("num_hidden_layers", None, "a number of blocks", blocks)?,
             num_attention_heads: fields.count("num_attention_heads", None)?,
             hidden_act: fields.get("hidden_act", Some(Activation::QuickGelu), "quick_gelu or gelu", activation)?,
             layer_norm_eps: fields.number("layer_norm_eps", 1e-5)?,
@@ -162,16 +163,33 @@ impl TextConfig {
                 projection_dim: 32,
                 ..published
             }),
-            // The text tower of `reward`'s CLIP `toy`.
+            // The text tower of `reward`'s CLIP `toy` short of its last block, as in SD 2. That is its only one, so words are
+            // embedded each by itself: what the UNet learns of one combination of words holds in all others.
             "sd-toy" => Some(Self {
                 hidden_size: 64,
                 intermediate_size: 256,
-                num_hidden_layers: 1,
+                num_hidden_layers: 0,
                 num_attention_heads: 1,
                 projection_dim: 64,
                 ..published
             }),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_encoder_may_be_embeddings_alone() {
+        let toy = TextConfig::preset("sd-toy").unwrap();
+        let mut config = toy.to_json();
+        assert_eq!(config["num_hidden_layers"], 0);
+        assert_eq!(TextConfig::from_json(&config).unwrap(), toy);
+        config["num_hidden_layers"] = json!(-1);
+        let error = TextConfig::from_json(&config).unwrap_err().to_string();
+        assert!(error.contains("`num_hidden_layers` is -1"), "{error}");
     }
 }

@@ -263,7 +263,7 @@ impl FinetuneConfig {
     }
 
     /// Guidance scale, eta and whether the unconditional branch has gradients: what was said, or else as published.
-    pub fn sampling(&self) -> (f64, f64, bool) {
+    pub(super) fn sampling(&self) -> (f64, f64, bool) {
         let (guidance, eta, negative) = match self.algorithm {
             Some(AlgorithmName::Refl) => (1.0, 1.0, true),
             Some(AlgorithmName::DrTune) => (3.5, 0.0, false),
