@@ -2,6 +2,8 @@
 //! asked for (`make figures`).
 #![allow(clippy::print_stderr, reason = "the figures are worth a look also where they are good enough")]
 
+use std::time::Instant;
+
 use crate::harness::Workspace;
 
 const SEEDS: [u64; 3] = [0, 1, 2];
@@ -27,14 +29,16 @@ fn the_demo_shows_what_it_is_to_show() {
     let work = Workspace::new();
     let mut missed = Vec::new();
     for seed in SEEDS {
+        let start = Instant::now();
         let demo = work.run_after(ALONE, &format!("demo --seed {seed} --output demo-{seed}"));
         demo.succeeds();
+        let seconds = start.elapsed().as_secs();
         let table = &demo.stdout[demo.stdout.find("The truth").unwrap()..];
         let accuracy = numbers(&demo.stdout, "accuracy");
         let (accuracy, low) = (accuracy[0], accuracy[4]);
         let ceiling = numbers(&demo.stderr, "requests that no preference")[0];
         let (colour, shape) = (numbers(table, "colour as asked"), numbers(table, "shape as asked"));
-        eprintln!("seed {seed}: reward {accuracy}, at least {low}, the noise allows {ceiling}\n{table}");
+        eprintln!("seed {seed}, {seconds} s: reward {accuracy}, at least {low}, the noise allows {ceiling}\n{table}");
         let mut want = |holds: bool, what: &str| {
             if !holds {
                 missed.push(format!("seed {seed}: {what}"));
