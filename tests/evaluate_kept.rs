@@ -49,6 +49,19 @@ fn a_label_with_a_path_is_no_other_metric() {
     assert_eq!(run("social-reward=exported"), [12, 0]);
 }
 
+/// A mistyped path costs nothing, also where it is the last metric's.
+#[test]
+#[cfg(feature = "torch")]
+fn every_checkpoint_is_looked_for_first() {
+    let work = two_sets();
+    for metric in ["clip-score=nowhere.pt", "aesthetic=nowhere.pth --clip random:tiny", "image-reward=nowhere"] {
+        let metrics = format!("social-reward=random:tiny,{metric}");
+        let run = work.run(&format!("evaluate --device cpu --images tuned/set.csv --metrics {metrics}"));
+        run.fails(1, &["nowhere"]);
+        assert!(!work.path("tuned/scores.parquet").exists(), "{metric}");
+    }
+}
+
 #[test]
 fn a_broken_picture_costs_only_what_was_not_reached() {
     let work = two_sets();

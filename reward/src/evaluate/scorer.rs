@@ -30,8 +30,14 @@ pub(super) struct Scorer<'a> {
 type Measured = (Vec<Column>, Vec<Vec<(String, MetricSummary)>>);
 
 impl<'a> Scorer<'a> {
-    /// Measures by all metrics.
+    /// Measures by all metrics. A checkpoint that is not there is found before the first is at work.
     pub(super) fn measure(&mut self, metrics: &[MetricSpec]) -> Result<Measured> {
+        #[cfg(feature = "torch")]
+        for MetricSpec { name, path } in metrics {
+            if let (MetricName::Reward(name), Some(path)) = (*name, path) {
+                RewardSpec { name, path: path.clone(), weight: 1.0 }.files(self.run.options.clip.as_deref())?;
+            }
+        }
         let (mut columns, mut distances) = (Vec::new(), vec![Vec::new(); self.sets.len()]);
         for spec in metrics {
             match spec.name {
