@@ -211,6 +211,46 @@ fn a_killed_or_stopped_run_resumes_to_the_same_bytes() {
     work.run(&format!("{TINY} {LONG} --output killed")).fails(2, &["holds another run"]).hints("--resume");
 }
 
+/// All weights, by a reward, and by pictures after a VAE of its own; stopped while that is trained, too.
+#[test]
+fn runs_on_the_whole_unet_resume_to_the_same_bytes() {
+    let work = workspace();
+    pictures(&work);
+    let common = "--train full --learning-rate 1e-4 --train-steps 6 --checkpoint-every 2 --evaluate-every 3 --ema-decay 0.5 \
+        --batch-size 2 --held-out-images 3";
+    let by_reward = format!(
+        "{TINY} --algorithm refl {common} --anchor 0.1 --held-out-prompts held-out.txt --scale-images 4 --sample-steps 4 \
+         --height 32 --width 32"
+    );
+    let by_pictures = format!(
+        "diffusion finetune --algorithm denoising --model random:sd-tiny --device cpu --images pictures.csv {common} \
+         --vae-steps 6 --prompt-dropout 0.3 --height 16 --width 16"
+    );
+    for (name, command, stops) in [
+        ("reward", by_reward, ["checkpoints/step-2", "checkpoints/step-4"]),
+        ("pictures", by_pictures, ["config.toml", "checkpoints/step-2"]),
+    ] {
+        let whole = format!("{name}-whole");
+        work.run(&format!("{command} --output {whole}")).succeeds();
+        let resume = format!("{command} --output {name} --resume");
+        for stop in stops {
+            work.start_until(&resume, &format!("{name}/{stop}")).signal("INT").exits(130).says("--resume");
+            assert!(!work.path(&format!("{name}/model")).exists(), "{name}, {stop}: the signal came too late");
+        }
+        work.run(&resume).succeeds();
+        assert_eq!(metrics(&work, name), metrics(&work, &whole), "{name}");
+        for file in [
+            "model/unet/diffusion_pytorch_model.safetensors",
+            "model/vae/diffusion_pytorch_model.safetensors",
+            "checkpoints/step-6/ema.safetensors",
+            "checkpoints/step-6/optimizer.safetensors",
+        ] {
+            let bytes = |run: &str| work.bytes(&format!("{run}/{file}"));
+            assert!(bytes(name) == bytes(&whole), "{name}: {file} differs");
+        }
+    }
+}
+
 #[test]
 fn the_plan_is_told_without_a_trace() {
     let work = workspace();
