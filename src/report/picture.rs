@@ -14,7 +14,7 @@ use reward::{
 const SIDE: u32 = 224;
 const QUALITY: u8 = 82;
 
-/// A small JPEG as a data URI, with its width and height.
+/// A small JPEG as a data URI, with the width and height to show it in: those of the tiniest several times over.
 ///
 /// # Errors
 /// The image cannot be read.
@@ -27,7 +27,8 @@ pub(super) fn embedded(image: &ImageSource) -> Result<(String, [u32; 2])> {
     let small = thumbnail(&full, side(full.width()), side(full.height()));
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, QUALITY).encode_image(&small)?;
-    Ok((format!("data:image/jpeg;base64,{}", base64(&jpeg)), [small.width(), small.height()]))
+    let times = SIDE.div_euclid(2 * small.width().max(small.height())).max(1);
+    Ok((format!("data:image/jpeg;base64,{}", base64(&jpeg)), [small.width() * times, small.height() * times]))
 }
 
 /// RFC 4648 with padding.
@@ -74,6 +75,16 @@ mod tests {
             assert_eq!(base64(bytes.as_bytes()), text);
         }
         assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
+    }
+
+    #[test]
+    fn pictures_are_shown_large_enough_and_no_larger_than_a_card() {
+        let folder = tempfile::tempdir().unwrap();
+        for (size, shown) in [([32, 16], [96, 48]), ([100, 90], [100, 90]), ([300, 150], [224, 112])] {
+            let path = folder.path().join(format!("{}.png", size[0]));
+            RgbImage::new(size[0], size[1]).save(&path).unwrap();
+            assert_eq!(embedded(&ImageSource::File(path)).unwrap().1, shown);
+        }
     }
 
     #[test]
