@@ -1,5 +1,5 @@
 //! The toy world as pictures with captions, without some combinations of shape and colour: these become prompts for pictures that
-//! neither the text-to-image model nor the CLIP, with whose text tower it reads, has ever seen.
+//! neither the text-to-image model nor the CLIP, whose word embeddings it reads, has ever seen.
 
 use std::path::Path;
 
