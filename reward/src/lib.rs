@@ -10,6 +10,7 @@ pub mod error;
 pub mod eval;
 pub mod evaluate;
 pub mod event;
+pub mod foreign;
 #[cfg(feature = "torch")]
 pub mod loss;
 #[cfg(feature = "torch")]
@@ -20,6 +21,7 @@ pub mod native;
 pub mod optim;
 pub mod run;
 pub mod score;
+pub mod text;
 #[cfg(feature = "torch")]
 pub mod train;
 pub mod weights;

@@ -78,7 +78,7 @@ impl ImageSource {
 }
 
 /// The commonest failure in plain words, the others as the system puts them.
-pub(super) fn not_opened(path: &Path, error: std::io::Error) -> Error {
+pub(crate) fn not_opened(path: &Path, error: std::io::Error) -> Error {
     match error.kind() {
         ErrorKind::NotFound => Error::data(format!("{} does not exist", path.display())),
         _ => error.into(),
