@@ -1,7 +1,7 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
 //! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, score, start-up,
-//! unet, vae, load, finetune, sampling, and where there is a CUDA device cuda-train, cuda-unet, cuda-finetune.
+//! unet, vae, load, finetune, sampling, busy, and where there is a CUDA device cuda-train, cuda-unet, cuda-finetune.
 //! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
 //! openai-clip, safetensors, pandas, pyarrow, diffusers, transformers and peft, and diffusers-rs. Data and weights are made once,
 //! in `target/bench`.
@@ -17,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use reward::{clip::preprocess::load, data::image::DecodeOptions};
 use serde_json::Value;
 
+mod busy;
 mod cuda;
 #[path = "../src/cuda.rs"]
 #[allow(dead_code, unused_imports, reason = "the program's; what it tells `doctor` is not needed here")]
@@ -27,7 +28,7 @@ mod stable_diffusion;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 16] = [
+const ROWS: [(&str, Row); 17] = [
     ("gemm", gemm),
     ("decode", decode),
     ("fast-decode", fast_decode),
@@ -41,6 +42,7 @@ const ROWS: [(&str, Row); 16] = [
     ("load", stable_diffusion::load),
     ("finetune", finetune::finetune),
     ("sampling", finetune::sampling),
+    ("busy", busy::busy),
     ("cuda-train", cuda::train),
     ("cuda-unet", cuda::unet),
     ("cuda-finetune", cuda::finetune),
@@ -337,6 +339,11 @@ fn first_image(table: &str) -> Result<String> {
     Ok(Path::new(table).with_file_name("images").join("00000.jpg").display().to_string())
 }
 
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() >> 1]
+}
+
 /// Our own share of starting, beside loading libtorch: this bench links the same libraries and leaves at once. The two are
 /// started in turn, and the median of the differences counts.
 fn start_up() -> Result<()> {
@@ -345,10 +352,6 @@ fn start_up() -> Result<()> {
         let started = Instant::now();
         Command::new(program).args(arguments).output()?;
         Ok(started.elapsed().as_secs_f64() * 1e3)
-    };
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() >> 1]
     };
     for arguments in [["--help"].as_slice(), &["reward", "train", "--batch-size", "x"]] {
         let (mut loading, mut differences) = (Vec::new(), Vec::new());

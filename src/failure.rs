@@ -1,6 +1,6 @@
 //! Errors as the user sees them: one line that names the thing, `hint:` where there is a way out, and the exit code.
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use reward::{Error, ErrorKind};
 
@@ -19,12 +19,12 @@ pub(crate) fn report(error: &anyhow::Error, signal: usize) -> ExitCode {
     ExitCode::from(if kind == ErrorKind::Usage { 2 } else { 1 })
 }
 
-/// 128 + the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+/// 128 + the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 where the terminal closed.
 pub(crate) fn interrupted(signal: usize) -> ExitCode {
     ExitCode::from(128 + if signal == 0 { 2 } else { signal as u8 })
 }
 
-#[allow(clippy::print_stderr, reason = "the one place where errors are printed")]
 fn complain(line: &str) {
-    eprintln!("{line}");
+    // A full disk or a reader that has gone: there is nobody to tell.
+    writeln!(std::io::stderr(), "{line}").ok();
 }

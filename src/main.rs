@@ -10,6 +10,8 @@ mod progress;
 mod report;
 mod settings;
 mod signals;
+#[cfg(all(feature = "torch", target_os = "linux", target_env = "gnu"))]
+mod sleep;
 
 use std::{panic::catch_unwind, process::ExitCode};
 

@@ -1,7 +1,7 @@
 //! Events as bars and lines on stderr: bars with rates and time left on a terminal, a line now and then elsewhere.
 
 use std::{
-    io::IsTerminal,
+    io::{IsTerminal, Write},
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -124,7 +124,7 @@ impl Observer for Progress {
     }
 }
 
-#[allow(clippy::print_stderr, reason = "progress is for people, and goes to stderr")]
 fn plain(text: &str) {
-    eprintln!("{text}");
+    // A full disk or a reader that has gone is no reason to stop the work.
+    writeln!(std::io::stderr(), "{text}").ok();
 }

@@ -62,7 +62,12 @@ impl Workspace {
 
     /// Starts it and waits until `name` is there.
     pub(crate) fn start_until(&self, arguments: &str, name: &str) -> Running {
-        let mut child = start(arguments, self.0.path(), "");
+        self.start_until_after("", arguments, name)
+    }
+
+    /// The same in a shell that did `setup` before.
+    pub(crate) fn start_until_after(&self, setup: &str, arguments: &str, name: &str) -> Running {
+        let mut child = start(arguments, self.0.path(), setup);
         let started = Instant::now();
         while !self.path(name).exists() {
             let over = child.try_wait().unwrap().is_some() || started.elapsed() > Duration::from_secs(120);
@@ -104,6 +109,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal (`INT`, `TERM`, `KILL`) and waits for the end.
     pub(crate) fn signal(self, name: &str) -> Finished {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();

@@ -7,6 +7,7 @@ mod bad_images;
 mod bad_models;
 mod bad_settings;
 mod bad_tables;
+mod busy_machine;
 mod commands;
 #[cfg(feature = "torch")]
 mod cuda;

@@ -22,6 +22,7 @@ pub mod optim;
 pub mod run;
 pub mod score;
 pub mod text;
+pub mod threads;
 #[cfg(feature = "torch")]
 pub mod train;
 pub mod weights;

@@ -1,6 +1,6 @@
 //! The commands of `social-reward diffusion`.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde::{Deserialize, Serialize};
@@ -109,7 +109,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
-/// Device and seed.
+/// Device, seed and threads.
 #[derive(Args, Serialize, Deserialize, Default)]
 pub(crate) struct DiffusionCommonArgs {
     /// auto, cpu, cuda or cuda:N [default: auto]
@@ -118,6 +118,9 @@ pub(crate) struct DiffusionCommonArgs {
     /// Seed of the noise; of an export, of random: weights [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 /// Flags of `diffusion export`.

@@ -1,6 +1,6 @@
 //! The flags of `social-reward evaluate`.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::Args;
 use reward::{device::DeviceName, evaluate::metric::MetricSpec};
@@ -55,7 +55,7 @@ pub(crate) struct EvaluateArgs {
     /// Images per pass [default: 32]
     #[arg(long, value_name = "N")]
     pub(crate) batch_size: Option<usize>,
-    /// Threads that decode [default: one per core]
+    /// Threads that decode [default: as many as this process may use]
     #[arg(long, value_name = "N")]
     pub(crate) num_workers: Option<usize>,
     /// Refuse pictures with more pixels [default: 178956970, Pillow's limit]
@@ -67,6 +67,9 @@ pub(crate) struct EvaluateArgs {
     /// Seed of the bootstraps and of random weights [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
     /// Print one JSON document
     #[arg(long)]
     #[serde(skip)]

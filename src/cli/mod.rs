@@ -5,7 +5,7 @@ mod evaluate;
 mod finetune;
 mod reward;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -73,6 +73,9 @@ pub(crate) struct DemoArgs {
     /// Seed of data, weights and shuffling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// CPU threads to compute with [default: 1, as the models are tiny]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 /// Flags of `doctor`.

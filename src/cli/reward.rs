@@ -1,6 +1,6 @@
 //! The commands of `social-reward reward`.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde::{Deserialize, Serialize};
@@ -147,12 +147,12 @@ pub(crate) struct ImageArgs {
     /// What an unreadable image does [default: stop]
     #[arg(long, value_parser = PossibleValuesParser::new(["stop", "skip"]))]
     pub(crate) on_bad_image: Option<String>,
-    /// Threads that decode [default: one per core]
+    /// Threads that decode [default: as many as this process may use]
     #[arg(long, value_name = "N")]
     pub(crate) num_workers: Option<usize>,
 }
 
-/// Device, seed and activation.
+/// Device, seed, threads and activation.
 #[derive(Args, Serialize, Deserialize, Default)]
 pub(crate) struct CommonArgs {
     /// auto, cpu, cuda or cuda:N [default: auto]
@@ -161,6 +161,9 @@ pub(crate) struct CommonArgs {
     /// Seed of every random choice [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
     /// Overrides the model's activation
     #[arg(long, value_parser = PossibleValuesParser::new(["quick-gelu", "gelu"]))]
     pub(crate) activation: Option<String>,

@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
     let folder = settings.output.as_deref().unwrap_or(&sets.folder);
     fs_err::create_dir_all(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
     let mut store = Store::open(&folder.join("scores.parquet"));
-    let options = Options { device: commands::device(settings.device), ..options };
+    let options = Options { device: commands::device(settings.device, settings.threads), ..options };
     let evaluation = evaluate(&sets, &options, &mut store, &progress, &stop)?;
     let (scores, table) = (store.rows.len(), store.path().display());
     progress.line(&format!("{scores} scores in {table}, {} of them new", evaluation.computed));
@@ -59,7 +59,7 @@ fn options(settings: &EvaluateArgs) -> Result<Options> {
     }
     let decode = DecodeOptions::default();
     let decode = DecodeOptions { max_pixels: max_pixels.unwrap_or(decode.max_pixels), ..decode };
-    let workers = num_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let workers = num_workers.unwrap_or_else(reward::threads::usable);
     Ok(Options {
         metrics: settings.specs()?,
         clip: clip.clone(),

@@ -8,7 +8,7 @@ pub(crate) mod score;
 pub(crate) mod train;
 pub(crate) mod validate;
 
-use std::io::Write;
+use std::{io::Write, num::NonZeroUsize};
 
 use anyhow::Result;
 use reward::{
@@ -31,8 +31,9 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// The device to compute on; opens libtorch's CUDA half where it may be needed.
-pub(crate) fn device(name: Option<DeviceName>) -> DeviceName {
+/// The device to compute on; opens libtorch's CUDA half where it may be needed. On a CPU, `threads` compute.
+pub(crate) fn device(name: Option<DeviceName>, threads: Option<NonZeroUsize>) -> DeviceName {
+    reward::threads::ask(threads);
     let name = name.unwrap_or(DeviceName::Auto);
     #[cfg(feature = "torch")]
     if name != DeviceName::Cpu {
@@ -72,7 +73,7 @@ impl ImageArgs {
             Some("skip") => OnBadImage::Skip,
             Some(other) => return Err(Error::usage(format!("on_bad_image `{other}`: want stop or skip")).into()),
         };
-        let workers = self.num_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let workers = self.num_workers.unwrap_or_else(reward::threads::usable);
         Ok(EmbedOptions { batch_size, workers, decode, on_bad_image })
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
         .iter()
         .map(|prompt| Tokenizer::openai().encode(prompt, checkpoint.config.context_length))
         .collect();
-    let engine = engine(&checkpoint, commands::device(settings.common.device))?;
+    let engine = engine(&checkpoint, commands::device(settings.common.device, settings.common.threads))?;
     let table = embed(&*engine, &manifest.images, &tokens, &options, &progress, &stop)?;
     let scored: Vec<Scored> = manifest
         .rows

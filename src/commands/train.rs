@@ -17,7 +17,7 @@ pub(crate) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
 
     let config: TrainConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
-    commands::device(Some(config.device));
+    commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());
     match train(&config, arguments.resume, &progress, &stop)? {
         Ended::Finished(model) => {

@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &ValidateArgs) -> Result<ExitCode> {
     if truncated > 0 {
         progress.line(&format!("warning: {truncated} prompt(s) are longer than the model reads and were cut"));
     }
-    let engine = engine(&checkpoint, commands::device(settings.common.device))?;
+    let engine = engine(&checkpoint, commands::device(settings.common.device, settings.common.threads))?;
     let table = embed(&*engine, &triplets.images, &tokens, &options, &progress, &stop)?;
     let validation = table.validation(&triplets, &tokens, settings.common.seed.unwrap_or(0))?;
     let text = if arguments.json { serde_json::to_string_pretty(&validation)? } else { as_text(&validation) };

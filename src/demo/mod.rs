@@ -23,6 +23,7 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
+    reward::threads::ask(arguments.threads);
     if let Some(images) = &arguments.truth {
         return pipeline::truth(images, &arguments.output.join("base"));
     }

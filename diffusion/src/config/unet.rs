@@ -40,6 +40,12 @@ pub struct UnetConfig {
 }
 
 impl UnetConfig {
+    /// Multiplications of the largest product of one image of the native size: a 3×3 convolution of the finest level.
+    pub fn largest_product(&self) -> usize {
+        let channels = self.block_out_channels.first().copied().unwrap_or(0);
+        (9 * self.sample_size.pow(2) * channels.pow(2)).max(0) as usize
+    }
+
     /// Reads a `config.json` of diffusers.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Everything `diffusion finetune` is told. One struct: the TOML file, the flags and the saved `config.toml` share its names.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use reward::{
     device::DeviceName, optim::Schedule, run::changed_settings, score::spec::RewardSpec, train::config::Precision,
@@ -155,6 +155,8 @@ pub struct FinetuneConfig {
     pub device: DeviceName,
     /// Seed of adapters, prompts' order and noise.
     pub seed: u64,
+    /// CPU threads to compute with; absent: see [`reward::threads::settle`].
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl Default for FinetuneConfig {
@@ -214,6 +216,7 @@ impl Default for FinetuneConfig {
             keep_checkpoints: 3,
             device: DeviceName::Auto,
             seed: 0,
+            threads: None,
         }
     }
 }
@@ -234,7 +237,7 @@ mod by_name {
 }
 
 /// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
-const FREE_ON_RESUME: [&str; 7] = [
+const FREE_ON_RESUME: [&str; 8] = [
     "output",
     "checkpoint_every",
     "keep_checkpoints",
@@ -242,6 +245,7 @@ const FREE_ON_RESUME: [&str; 7] = [
     "gradient_checkpointing",
     "stop_after_falls",
     "device",
+    "threads",
 ];
 
 impl FinetuneConfig {

@@ -1,6 +1,6 @@
 //! Everything `diffusion generate` is told. One struct: the TOML file, the flags and the saved `config.toml` share its names.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use reward::{device::DeviceName, run::changed_settings, train::config::Precision};
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,8 @@ pub struct GenerateConfig {
     pub device: DeviceName,
     /// Image K of every prompt has the seed `seed + K`.
     pub seed: u64,
+    /// CPU threads to compute with; absent: see [`reward::threads::settle`].
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl Default for GenerateConfig {
@@ -89,6 +91,7 @@ impl Default for GenerateConfig {
             save_final_latents: None,
             device: DeviceName::Auto,
             seed: 0,
+            threads: None,
         }
     }
 }
@@ -109,7 +112,7 @@ mod by_name {
 }
 
 /// Settings that may differ when a run goes on: they change where and how fast, not what an image shows.
-const FREE: [&str; 5] = ["output", "batch_size", "contact_sheet", "save_latents", "device"];
+const FREE: [&str; 6] = ["output", "batch_size", "contact_sheet", "save_latents", "device", "threads"];
 
 impl GenerateConfig {
     /// Checks what can be known before any file is read.

@@ -96,6 +96,7 @@ impl Unet {
     /// # Errors
     /// As [`Weights::finish`].
     pub fn new(config: &UnetConfig, mut weights: Weights) -> Result<Self> {
+        reward::threads::settle(config.largest_product());
         let (first, channels) = (config.block_out_channels[0], config.channels);
         let time = TimeEmbedding::new(&mut weights, config);
         let conv_in = weights.conv2d("conv_in", channels, first, 3, 1, 1);

@@ -84,6 +84,12 @@ impl ClipConfig {
         self.image_size.div_euclid(self.patch_size).pow(2) + 1
     }
 
+    /// Multiplications of the largest product of one image: the first layer of a block's MLP.
+    #[cfg(feature = "torch")]
+    pub fn largest_product(&self) -> usize {
+        self.vision_tokens() * self.vision.width * self.vision.mlp_width
+    }
+
     /// Every parameter by its OpenAI key with its shape: what a checkpoint must hold, no more and no less.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let (vision, text, embed) = (&self.vision, &self.text, self.embed_dim);

@@ -8,7 +8,7 @@ use super::{
     preprocess::{MEAN, STD},
     tokenizer::Tokens,
 };
-use crate::{Result, weights::Checkpoint};
+use crate::{Result, threads, weights::Checkpoint};
 
 /// How much of a tower is computed already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,7 @@ impl Clip {
             parameters.insert(name, tensor);
         }
         let config = checkpoint.config.clone();
+        threads::settle(config.largest_product());
         let norm = |name: &str, eps| LayerNorm::new(&parameters, name, eps);
         Ok(Self {
             visual: Blocks::new(&parameters, "visual.", &config.vision, false),

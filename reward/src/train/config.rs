@@ -1,7 +1,7 @@
 //! Everything a reward training run is told. One struct: the TOML file, the flags and the saved `config.toml` share its
 //! names.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,8 @@ pub struct TrainConfig {
     pub device: DeviceName,
     /// Seed of the shuffling and of `random:` weights.
     pub seed: u64,
+    /// CPU threads to compute with; absent: see [`crate::threads::settle`].
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl Default for TrainConfig {
@@ -147,12 +149,13 @@ impl Default for TrainConfig {
             fast_decode: false,
             device: DeviceName::Auto,
             seed: 0,
+            threads: None,
         }
     }
 }
 
 /// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
-const FREE_ON_RESUME: [&str; 10] = [
+const FREE_ON_RESUME: [&str; 11] = [
     "save_folder",
     "validate_every",
     "checkpoint_every",
@@ -163,6 +166,7 @@ const FREE_ON_RESUME: [&str; 10] = [
     "preflight",
     "strict",
     "device",
+    "threads",
 ];
 
 impl TrainConfig {

@@ -83,10 +83,6 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     folder.write_config(config)?;
     observer.event(&Event::Note(&source.config.to_string()));
 
-    let progress = match &resumed_from {
-        Some(path) => load_progress(path)?,
-        None => Progress { threads: tch::get_num_threads() as usize, ..Progress::default() },
-    };
     let trainable = Trainable::new(mode, &source.config);
     let current = match &resumed_from {
         Some(path) => Some(Checkpoint::open(&path.to_string_lossy(), OpenOptions::default())?),
@@ -96,6 +92,10 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     if let Some(current) = &current {
         clip.load_trained(current)?;
     }
+    let progress = match &resumed_from {
+        Some(path) => load_progress(path)?,
+        None => Progress { threads: tch::get_num_threads() as usize, ..Progress::default() },
+    };
     clip.checkpointing = config.gradient_checkpointing;
     let cache = open_cache(config, &source, &clip, trainable)?;
     let decode = decode_options(config, &source.config);
@@ -366,5 +366,5 @@ impl Fit<'_> {
 
 /// Threads that decode.
 pub(super) fn workers(config: &TrainConfig) -> usize {
-    config.num_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    config.num_workers.unwrap_or_else(crate::threads::usable)
 }

@@ -21,7 +21,7 @@ const COUNT: u64 = 1000;
 /// Writes `valid` under `path`, damaged in a thousand ways one after the other, and reads it each time. Whatever can be
 /// read must equal what the undamaged file gives; so `read` gives what damage cannot change unseen (names and shapes, not
 /// the values of weights).
-pub fn check<T: PartialEq + Debug>(path: &Path, valid: &[u8], read: impl Fn() -> reward::Result<T>) {
+pub(crate) fn check<T: PartialEq + Debug>(path: &Path, valid: &[u8], read: impl Fn() -> reward::Result<T>) {
     static LIMIT: Once = Once::new();
     LIMIT.call_once(|| {
         setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) }).unwrap();
@@ -48,7 +48,7 @@ pub fn check<T: PartialEq + Debug>(path: &Path, valid: &[u8], read: impl Fn() ->
 }
 
 /// One to three of: flipped bits, other bytes, a cut end, a part removed, doubled or zeroed, a number made huge.
-pub fn damage(valid: &[u8], seed: u64) -> Vec<u8> {
+pub(crate) fn damage(valid: &[u8], seed: u64) -> Vec<u8> {
     let mut stream = ChaCha8Rng::seed_from_u64(seed);
     let mut bytes = valid.to_vec();
     for _ in 0..stream.random_range(1..=3) {

@@ -14,7 +14,7 @@ pub(crate) fn run(arguments: &FinetuneArgs) -> Result<ExitCode> {
 
     let config: FinetuneConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
-    commands::device(Some(config.device));
+    commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());
     if arguments.dry_run {
         commands::print(&dry_run(&config, &progress, &stop)?)?;

@@ -14,7 +14,7 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
 
     let config: GenerateConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
-    commands::device(Some(config.device));
+    commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());
     match generate(&config, &progress, &stop)? {
         Ended::Finished { table, images } => {

@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &VerifyArgs) -> Result<ExitCode> {
         lora_scale: settings.lora_scale.unwrap_or(default.lora_scale),
         prompt: settings.prompt.unwrap_or(default.prompt),
         precision,
-        device: commands::device(settings.common.device),
+        device: commands::device(settings.common.device, settings.common.threads),
         seed: settings.common.seed.unwrap_or(default.seed),
     };
     let report = verify(&model, &options, &Progress::new())?;

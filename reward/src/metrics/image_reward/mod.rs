@@ -72,6 +72,7 @@ impl ImageReward {
         wanted.extend(config.parameters(bert::PREFIX, vision.width));
         let head = Affine::parameters(&file, "mlp.", config.hidden_size);
         file.check(&[wanted.as_slice(), &head].concat(), is_unused).map_err(|error| error.hint(hint))?;
+        crate::threads::settle(vision.largest_product());
         let mut parameters = Parameters::new();
         for (name, shape) in wanted {
             let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();

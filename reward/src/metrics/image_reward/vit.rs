@@ -25,6 +25,11 @@ pub(super) struct VitConfig {
 }
 
 impl VitConfig {
+    /// Multiplications of the largest product of one image: the first layer of a block's MLP.
+    pub(super) fn largest_product(&self) -> usize {
+        self.image_size.div_euclid(self.patch_size).pow(2) * self.width * self.mlp_width
+    }
+
     /// Reads the shape off the tensors under `prefix`.
     pub(super) fn from_shapes(file: &TensorFile, prefix: &str) -> Result<Self> {
         let dimension = |name: &str, rank: usize, at: usize| {
