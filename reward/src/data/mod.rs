@@ -2,14 +2,20 @@
 
 pub(crate) mod columns;
 mod content;
+mod delimited;
 mod distinct;
+mod folder;
+mod format;
 pub mod image;
 pub mod image_set;
 pub mod image_sets;
+mod json;
 pub mod loader;
 pub mod manifest;
+mod parts;
 pub mod preflight;
 pub mod prompts;
+mod rows;
 pub mod source;
 pub mod triplets;
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 
-use super::columns::{ImageCell, ImageColumn, NullRows, Table, expand, labels, strings};
+use super::columns::{ImageCell, ImageColumn, NullRows, Table, labels, strings};
 use super::content::Cells;
 use super::distinct::{Cell, DistinctImages, DistinctStrings};
+use super::parts::{Part, parts};
 use super::source::ImageSource;
-use crate::{Error, Result};
+use crate::{Error, Result, foreign};
 
 /// Rows held at a time; few where images are embedded, as a row may hold megabytes.
 const BATCH_ROWS: usize = 4096;
@@ -64,7 +65,7 @@ pub struct ReadOptions {
 }
 
 impl Triplets {
-    /// Reads parquet files, given as paths and globs.
+    /// Reads parquet files, given as paths, globs and folders.
     ///
     /// Columns: `prompt` (strings), and for each of `pos` and `neg` either `pos_image` (bytes, or Hugging Face's
     /// `{bytes, path}`, where bytes win) or `pos_path` (strings). Other columns are not read.
@@ -74,10 +75,13 @@ impl Triplets {
     /// No file matches, a file is unreadable, a column is missing or has another type, a cell is null (rows count
     /// from 0 within their file, as in pandas), or there is no row at all.
     pub fn read(files: &[String], options: &ReadOptions) -> Result<Self> {
-        let paths = expand(files)?;
+        let root = options.image_root.as_deref().and_then(Path::to_str);
+        if let Some(error) = root.and_then(|root| foreign::url(root, "a folder of images")) {
+            return Err(error);
+        }
         let mut reader = Reader::default();
-        for path in &paths {
-            reader.add(path, options)?;
+        for part in &parts(files)? {
+            reader.add(part, options)?;
         }
         if reader.rows.is_empty() {
             return Err(Error::data(format!("no rows in {}", files.join(", "))));
@@ -187,8 +191,8 @@ struct Reader {
 }
 
 impl Reader {
-    fn add(&mut self, path: &Path, options: &ReadOptions) -> Result<()> {
-        let table = Table::open(path)?;
+    fn add(&mut self, part: &Part, options: &ReadOptions) -> Result<()> {
+        let (table, path) = (Table::open_part(part)?, &part.path);
         table.require(&["prompt"])?;
         let positive = table.require(&["pos_image", "pos_path"])?;
         let negative = table.require(&["neg_image", "neg_path"])?;
@@ -201,8 +205,8 @@ impl Reader {
 
         let mut nulls = [NullRows::default(), NullRows::default(), NullRows::default()];
         let folder = path.parent().unwrap_or(Path::new(""));
-        let mut part = Part {
-            path: Arc::from(path),
+        let mut reading = Reading {
+            path: Arc::from(path.as_path()),
             root: options.image_root.as_deref().unwrap_or(folder),
             positive,
             negative,
@@ -211,17 +215,19 @@ impl Reader {
         self.files.push((path.to_owned(), self.rows.len() as u32));
         for batch in batches {
             let batch = batch?;
-            part.read(&batch, self, &mut nulls)?;
+            reading.read(&batch, self, &mut nulls)?;
             if let Some(slice_by) = options.slice_by.as_deref() {
                 self.slices.extend(labels(path, &batch, slice_by)?);
             }
         }
-        ["prompt", positive, negative].iter().zip(&nulls).try_for_each(|(column, nulls)| nulls.check(path, column))
+        nulls[0].check(path, "prompt", "null")?;
+        nulls[1].check(path, positive, "null or empty")?;
+        nulls[2].check(path, negative, "null or empty")
     }
 }
 
 /// The file being read.
-struct Part<'a> {
+struct Reading<'a> {
     path: Arc<Path>,
     root: &'a Path,
     positive: &'static str,
@@ -229,7 +235,7 @@ struct Part<'a> {
     rows: usize,
 }
 
-impl Part<'_> {
+impl Reading<'_> {
     fn read(&mut self, batch: &RecordBatch, into: &mut Reader, nulls: &mut [NullRows; 3]) -> Result<()> {
         let prompts = strings(&self.path, batch, "prompt")?;
         let positives = ImageColumn::new(&self.path, batch, self.positive, self.positive == "pos_image")?;

@@ -107,6 +107,7 @@ pub struct TrainConfig {
     /// Where to compute.
     pub device: DeviceName,
     /// Seed of the shuffling and of `random:` weights.
+    #[serde(with = "crate::seed")]
     pub seed: u64,
 }
 
