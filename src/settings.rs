@@ -26,7 +26,8 @@ pub(crate) fn layered<T: DeserializeOwned, F: Args + Serialize>(flags: &F, confi
 
 /// The keys and values of a file, all of them flags of `F`.
 fn read<F: Args>(path: &Path) -> Result<toml::Table> {
-    let text = text::read(path, "settings in TOML").map_err(|error| {
+    let link = path.to_str().and_then(|text| foreign::url(text, "settings in TOML"));
+    let text = link.map_or_else(|| text::read(path, "settings in TOML"), Err).map_err(|error| {
         let hint = error.hint_text().unwrap_or_default().to_owned();
         Error::usage(format!("--config: {error}")).hint(hint)
     })?;

@@ -136,10 +136,8 @@ impl Listing {
             images.entry(stem(image)).or_default().push(image);
         }
         let shared = images.values().filter(|images| images.len() > 1).map(|images| images.join(" and "));
-        let alone = self.captions.iter().filter(|((stem, _), name)| {
-            !images.contains_key(stem.as_str())
-                && !self.unread.iter().any(|image| self::stem(image) == stem)
-                && *name != "captions.txt"
+        let alone = self.captions.iter().filter(|((stem, _), _)| {
+            !images.contains_key(stem.as_str()) && !self.unread.iter().any(|image| self::stem(image) == stem.as_str())
         });
         let lines = [
             ("image(s) of formats that are not read, convert them to PNG", self.unread.clone()),
@@ -183,9 +181,15 @@ pub(super) fn captioned(folder: &Path, listing: &Listing) -> Result<(Manifest, V
         let path = folder.join(image);
         let Some(caption) = listing.caption(image) else {
             let wanted = path.with_extension(CAPTIONS[0]);
-            return Err(Error::data(format!("{}: no {} beside it", path.display(), wanted.display())).hint(
-                "every image needs its prompt: NAME.txt beside it, or captions.csv (.tsv, .json, .jsonl) with columns prompt and path",
-            ));
+            let error = Error::data(format!("{}: no {} beside it", path.display(), wanted.display()));
+            return Err(error.hint(match listing.captions.get(&("captions".to_owned(), CAPTIONS[0].to_owned())) {
+                Some(list) => {
+                    format!("{list} is not read: a captions.csv or captions.tsv with columns prompt and path is")
+                }
+                None => "every image needs its prompt: NAME.txt beside it, or captions.csv (.tsv, .json, .jsonl) with \
+                         columns prompt and path"
+                    .to_owned(),
+            }));
         };
         let caption = folder.join(caption);
         let text = text::read(&caption, "a caption")?;

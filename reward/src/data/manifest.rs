@@ -255,7 +255,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             for (name, text) in written(&rows) {
                 let file = folder.path().join(name);
-                let mut read = |text: String| {
+                let read = |text: String| {
                     fs_err::write(&file, text).unwrap();
                     let Manifest { prompts, rows, .. } = Manifest::read_labelled(&file, None).unwrap();
                     let row = |row: ManifestRow| (prompts[row.prompt as usize].clone(), row.path, row.seed.unwrap());

@@ -105,6 +105,7 @@ pub(crate) fn read(part: &Part, columns: &[Column], each: &mut dyn FnMut(&[Cell]
         Some(Format::Parquet) => parquet(part, columns, each),
         Some(format @ (Format::Csv | Format::Tsv)) => delimited::read(part, format, columns, each),
         Some(format @ (Format::Json | Format::JsonLines)) => json::read(part, format, columns, each),
+        None if !file.exists() => Err(Error::data(format!("{} does not exist", file.display()))),
         None => Err(no_table(file)),
     }
 }
