@@ -6,17 +6,25 @@ use reward::event::{Event, Observer};
 
 use crate::{Error, Result, tokenizer::Tokenizer};
 
-/// The prompts that were typed, or else those of `file` ([`reward::data::prompts::read`]).
+/// The prompts that were typed, or else those of `file`.
 ///
 /// # Errors
 /// Neither or both are given, or the file cannot be read.
-pub fn gather(typed: &[String], file: Option<&Path>) -> Result<Vec<String>> {
+pub fn gather(typed: &[String], file: Option<&Path>, observer: &dyn Observer) -> Result<Vec<String>> {
     match (typed, file) {
-        ([], Some(file)) => reward::data::prompts::read(file),
+        ([], Some(file)) => read(file, observer),
         ([], None) => Err(Error::usage("no prompt").hint("--prompt TEXT, or --prompts FILE")),
         (typed, None) => Ok(typed.to_vec()),
         (_, Some(_)) => Err(Error::usage("prompt and prompts are both set: want one of them")),
     }
+}
+
+/// The prompts of `file` ([`reward::data::prompts::read`]), saying where they are from if that is not plain.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read(file: &Path, observer: &dyn Observer) -> Result<Vec<String>> {
+    reward::data::prompts::read_noted(file, &mut |note| observer.event(&Event::Note(note)))
 }
 
 /// Warns, once each, of repeated prompts (equal seeds make equal images) and of prompts that are cut.
@@ -50,14 +58,16 @@ pub fn warn(prompts: &[String], negative: &str, tokenizer: &Tokenizer, observer:
 
 #[cfg(test)]
 mod tests {
+    use reward::event::Silent;
+
     use super::*;
 
     #[test]
     fn prompts_come_from_one_place() {
         let typed = ["fox".to_owned(), "owl".to_owned()];
-        assert_eq!(gather(&typed, None).unwrap(), typed);
-        let both = gather(&typed, Some(Path::new("x"))).unwrap_err();
+        assert_eq!(gather(&typed, None, &Silent).unwrap(), typed);
+        let both = gather(&typed, Some(Path::new("x")), &Silent).unwrap_err();
         assert_eq!(both.kind(), crate::ErrorKind::Usage);
-        assert_eq!(gather(&[], None).unwrap_err().hint_text(), Some("--prompt TEXT, or --prompts FILE"));
+        assert_eq!(gather(&[], None, &Silent).unwrap_err().hint_text(), Some("--prompt TEXT, or --prompts FILE"));
     }
 }

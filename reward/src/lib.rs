@@ -21,6 +21,7 @@ pub mod native;
 pub mod optim;
 pub mod run;
 pub mod score;
+pub mod seed;
 pub mod text;
 pub mod threads;
 #[cfg(feature = "torch")]

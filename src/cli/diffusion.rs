@@ -40,7 +40,7 @@ pub(crate) struct GenerateArgs {
     /// Prompt; may be given several times
     #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
     prompt: Option<Vec<String>>,
-    /// Prompts, one per line, or a table with a column `prompt` (.parquet, .csv, .jsonl)
+    /// Prompts, one per line, or a table with a column `prompt` (.parquet, .csv, .tsv, .json, .jsonl)
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Folder for the images
@@ -117,6 +117,7 @@ pub(crate) struct DiffusionCommonArgs {
     pub(crate) device: Option<reward::device::DeviceName>,
     /// Seed of the noise; of an export, of random: weights [default: 0]
     #[arg(long, value_name = "N")]
+    #[serde(default, with = "reward::seed::optional", skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,
     /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
     #[arg(long, value_name = "N")]

@@ -17,8 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize};
   social-reward evaluate --images tuned.csv --metrics social-reward=OUT/best --slice-by style
   social-reward evaluate --images RUN/samples --baseline RUN/samples/step-000000 --metrics social-reward=OUT/best
 
-An image set is an images.parquet, a CSV or JSONL manifest with columns prompt, path and perhaps seed, or a folder that holds
-images.parquet, captions.csv (prompt, path) or NAME.txt beside every image. Two sets are compared image by image: pairs have the
+An image set is an images.parquet, a CSV, TSV, JSON or JSONL manifest with columns prompt, path and perhaps seed, or a folder
+that holds images.parquet, captions.csv (prompt, path), metadata.csv (file_name, text) or NAME.txt beside every image. Two sets are compared image by image: pairs have the
 same prompt and seed; without seeds, the same place among the images of their prompt. A folder whose subfolders hold
 images.parquet or captions.csv means all of these sets, such as the samples of a fine-tuning run, but for the baseline.
 
@@ -66,6 +66,7 @@ pub(crate) struct EvaluateArgs {
     pub(crate) device: Option<DeviceName>,
     /// Seed of the bootstraps and of random weights [default: 0]
     #[arg(long, value_name = "N")]
+    #[serde(default, with = "reward::seed::optional", skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,
     /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
     #[arg(long, value_name = "N")]

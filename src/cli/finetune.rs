@@ -42,7 +42,7 @@ pub(crate) struct FinetuneArgs {
     /// Images of the base model that give the unit [default: 64]
     #[arg(long, value_name = "N")]
     scale_images: Option<u32>,
-    /// Training prompts, one per line, or a table with a column `prompt` (.parquet, .csv, .jsonl)
+    /// Training prompts, one per line, or a table with a column `prompt` (.parquet, .csv, .tsv, .json, .jsonl)
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Prompts that are never trained on, to watch the run by
@@ -51,7 +51,7 @@ pub(crate) struct FinetuneArgs {
     /// Images (of denoising: rows) of each evaluation [default: 16]
     #[arg(long, value_name = "N")]
     held_out_images: Option<u32>,
-    /// Of denoising: table with columns `prompt` and `path` (.parquet, .csv, .jsonl)
+    /// Of denoising: table with columns `prompt` and `path` (.parquet, .csv, .tsv, .json, .jsonl)
     #[arg(long, value_name = "FILE")]
     images: Option<PathBuf>,
     /// Folder for the run

@@ -3,11 +3,12 @@
 mod diffusion;
 mod evaluate;
 mod finetune;
+mod numbers;
 mod reward;
 
 use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
 pub(crate) use diffusion::{DiffusionCommand, DiffusionExportArgs, GenerateArgs, VerifyArgs};
 pub(crate) use evaluate::EvaluateArgs;
@@ -86,8 +87,28 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
+/// What was typed; ends the process where that is no command, or help is asked for.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Cli {
+    tried(arguments).unwrap_or_else(|error| error.exit())
+}
+
+fn tried(arguments: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut command = numbers::ranged(Cli::command());
+    let arguments: Vec<OsString> = arguments.collect();
+    if let Some(argument) = arguments.iter().find(|argument| argument.to_str().is_none()) {
+        let named = argument.as_encoded_bytes().escape_ascii();
+        let what = format!(
+            "`{named}` is not UTF-8, wanted arguments and file names that are\n\nhint: rename the file \
+             (`convmv -f latin1 -t utf8 --notest FILE` where its name is Latin-1)"
+        );
+        return Err(command.error(ErrorKind::InvalidUtf8, what));
+    }
+    let matches = command.try_get_matches_from_mut(with_kebab_flags(arguments.into_iter()))?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 /// The seed's spelling of long flags (`--training_file`) in ours (`--training-file`).
-pub(crate) fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     let mut flags = true;
     arguments.map(move |argument| {
         let Some(text) = argument.to_str() else { return argument };
@@ -102,13 +123,21 @@ pub(crate) fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> imp
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_argument_in_latin_1_is_named() {
+        use std::os::unix::ffi::OsStringExt;
+        let file = OsString::from_vec(b"F\xfcchse.csv".to_vec());
+        let typed = ["x", "reward", "score", "--manifest"].into_iter().map(OsString::from).chain([file]);
+        let error = tried(typed).err().unwrap();
+        assert!(error.to_string().starts_with("error: `F\\xfcchse.csv` is not UTF-8"), "{error}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ const MODES: [&str; 6] = [
 
 T.parquet has columns prompt, pos_path, neg_path (or pos_image, neg_image with the bytes).")]
 pub(crate) struct TrainArgs {
-    /// Parquet file(s) or glob(s) of training triplets
+    /// Parquet file(s), glob(s) or folder(s) of training triplets
     #[arg(long, num_args = 1.., value_name = "PARQUET")]
     training_file: Option<Vec<String>>,
     /// What trains
@@ -64,7 +64,7 @@ pub(crate) struct TrainArgs {
     /// Base model: CLIP folder, state dict, hub id or random:NAME [default: openai/clip-vit-large-patch14]
     #[arg(long, value_name = "BASE")]
     model: Option<String>,
-    /// Parquet file(s) or glob(s) of held-out triplets
+    /// Parquet file(s), glob(s) or folder(s) of held-out triplets
     #[arg(long, num_args = 1.., value_name = "PARQUET")]
     validation_file: Option<Vec<String>>,
     /// Validate every N steps besides once per epoch
@@ -160,6 +160,7 @@ pub(crate) struct CommonArgs {
     pub(crate) device: Option<reward::device::DeviceName>,
     /// Seed of every random choice [default: 0]
     #[arg(long, value_name = "N")]
+    #[serde(default, with = "reward::seed::optional", skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,
     /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
     #[arg(long, value_name = "N")]
@@ -176,7 +177,7 @@ pub(crate) struct CommonArgs {
   social-reward reward validate V.parquet --checkout-path classifier_checkpoint.pth --device cuda --batch-size 1024 --num-workers 9
   social-reward reward validate V.parquet --checkout-path OUT/best --slice-by style --json")]
 pub(crate) struct ValidateArgs {
-    /// Parquet file(s) or glob(s) of triplets
+    /// Parquet file(s), glob(s) or folder(s) of triplets
     #[arg(value_name = "PARQUET")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) validation_file: Vec<String>,
@@ -215,7 +216,8 @@ pub(crate) struct ValidateArgs {
   social-reward reward score --model OUT/best --prompt \"a red fox in snow\" fox.png other.jpg
   social-reward reward score --model OUT/best --manifest images.parquet --output scores.parquet
 
-A manifest (parquet, CSV or JSONL) has columns prompt and path; paths are relative to its folder.")]
+A manifest (parquet, CSV, TSV, JSON or JSONL, or a glob or folder of them) has columns prompt and path; paths are relative
+to the folder of each file.")]
 pub(crate) struct ScoreArgs {
     /// Model: CLIP folder, state dict, hub id or random:NAME
     #[arg(long, value_name = "CKPT")]

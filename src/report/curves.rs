@@ -36,7 +36,7 @@ pub(super) fn of_run(folder: &Path) -> String {
 /// The settings in `config.toml` beside `metrics.jsonl`.
 pub(super) fn settings_of_run(folder: &Path) -> Vec<(String, String)> {
     let config = run_file(folder, "metrics.jsonl").map(|path| path.with_file_name("config.toml"));
-    let text = config.and_then(|path| fs_err::read_to_string(path).ok()).unwrap_or_default();
+    let text = config.and_then(|path| reward::text::read(&path, "settings").ok()).unwrap_or_default();
     let settings: toml::Table = text.parse().unwrap_or_default();
     settings.into_iter().map(|(name, value)| (name, value.to_string())).collect()
 }

@@ -3,6 +3,11 @@
 use super::config::{FinetuneConfig, Train};
 use crate::{Error, Result, algorithm::AlgorithmName};
 
+/// Far more steps or images than a run has, and few enough to plan for in memory.
+const MOST: usize = 100_000_000;
+/// No model makes images of a longer side, in pixels.
+const LONGEST_SIDE: usize = 65_536;
+
 impl FinetuneConfig {
     /// Checks what no single field can, before any file is read.
     ///
@@ -58,7 +63,11 @@ impl FinetuneConfig {
             ("copies", self.copies),
             ("truncation_steps", self.truncation_steps.unwrap_or(1)),
         ] {
-            wants(value > 0, name, &value, "at least 1")?;
+            wants((1..=MOST).contains(&value), name, &value, &format!("1 to {MOST}"))?;
+        }
+        for (name, size) in [("height", self.height), ("width", self.width)] {
+            let size = size.unwrap_or(8);
+            wants((8..=LONGEST_SIDE).contains(&size), name, &size, &format!("8 to {LONGEST_SIDE}"))?;
         }
         let watched = self.held_out_prompts.is_none() || self.held_out_images > 1;
         wants(watched, "held_out_images", &self.held_out_images, "at least 2, to tell a change from noise")?;

@@ -154,6 +154,7 @@ pub struct FinetuneConfig {
     /// Where to compute.
     pub device: DeviceName,
     /// Seed of adapters, prompts' order and noise.
+    #[serde(with = "reward::seed")]
     pub seed: u64,
     /// CPU threads to compute with; absent: see [`reward::threads::settle`].
     pub threads: Option<NonZeroUsize>,

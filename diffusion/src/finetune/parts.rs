@@ -39,7 +39,9 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) fn load(config: &FinetuneConfig, source: &Source, observer: &dyn Observer) -> Result<Self> {
-        let read = |file: &Option<PathBuf>| file.as_deref().map_or(Ok(Vec::new()), reward::data::prompts::read);
+        let read = |file: &Option<PathBuf>| {
+            file.as_deref().map_or(Ok(Vec::new()), |file| crate::prompts::read(file, observer))
+        };
         let (mut prompts, held_out) = (read(&config.prompts)?, read(&config.held_out_prompts)?);
         let shared = held_out.iter().filter(|prompt| prompts.contains(prompt)).count();
         if shared > 0 {

@@ -58,7 +58,8 @@ pub struct GenerateConfig {
     pub save_final_latents: Option<PathBuf>,
     /// Where to compute.
     pub device: DeviceName,
-    /// Image K of every prompt has the seed `seed + K`.
+    /// Image K of every prompt has the seed `seed + K`, which goes on from 0 after 2⁶⁴ − 1.
+    #[serde(with = "reward::seed")]
     pub seed: u64,
     /// CPU threads to compute with; absent: see [`reward::threads::settle`].
     pub threads: Option<NonZeroUsize>,
@@ -111,6 +112,9 @@ mod by_name {
     }
 }
 
+/// No model makes images of a longer side, in pixels.
+const LONGEST_SIDE: usize = 65_536;
+
 /// Settings that may differ when a run goes on: they change where and how fast, not what an image shows.
 const FREE: [&str; 6] = ["output", "batch_size", "contact_sheet", "save_latents", "device", "threads"];
 
@@ -135,9 +139,14 @@ impl GenerateConfig {
         let wants = |holds: bool, name: &str, value: &dyn std::fmt::Display, wanted: &str| {
             if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
         };
-        wants(self.images_per_prompt > 0, "images_per_prompt", &self.images_per_prompt, "at least 1")?;
-        wants(self.batch_size > 0, "batch_size", &self.batch_size, "at least 1")?;
-        wants(self.steps > 0, "steps", &self.steps, "at least 1")?;
+        // Far more than anyone asks for, and few enough to plan for in memory.
+        for (name, value, most) in [
+            ("images_per_prompt", self.images_per_prompt, 1_000_000),
+            ("batch_size", self.batch_size, 10_000),
+            ("steps", self.steps, 10_000),
+        ] {
+            wants((1..=most).contains(&value), name, &value, &format!("1 to {most}"))?;
+        }
         let finite = "a finite number";
         wants(self.guidance_scale.is_finite(), "guidance_scale", &self.guidance_scale, finite)?;
         wants(self.lora_scale.is_finite(), "lora_scale", &self.lora_scale, finite)?;
@@ -150,15 +159,15 @@ impl GenerateConfig {
             let size = size.unwrap_or(8);
             let below = (size - size % 8).max(8);
             let fits = size > 0 && size % 8 == 0;
-            wants(fits, name, &size, &format!("a multiple of 8, such as {below} or {}", below + 8))?;
+            wants(fits, name, &size, &format!("a multiple of 8, such as {below} or {}", below.saturating_add(8)))?;
+            wants(size <= LONGEST_SIDE, name, &size, &format!("at most {LONGEST_SIDE}"))?;
         }
         let tile = self.vae_tile.unwrap_or(64);
         wants(tile >= 64, "vae_tile", &tile, "at least 64 pixels")?;
         if self.lora.is_none() && self.lora_scale != 1.0 {
             return Err(Error::usage(format!("lora_scale = {}: there is no --lora to scale", self.lora_scale)));
         }
-        let last = self.seed.checked_add(self.images_per_prompt as u64);
-        wants(last.is_some_and(|last| i64::try_from(last).is_ok()), "seed", &self.seed, "a number below 2^63")
+        Ok(())
     }
 
     /// Names of the settings that differ from `earlier` and would make other images.
@@ -183,7 +192,9 @@ mod tests {
     #[test]
     fn each_bad_value_is_named() {
         complete().check().unwrap();
-        GenerateConfig { guidance_scale: 1.0, height: Some(8), eta: 1.0, ..complete() }.check().unwrap();
+        GenerateConfig { guidance_scale: 1.0, height: Some(8), eta: 1.0, seed: u64::MAX, ..complete() }
+            .check()
+            .unwrap();
         for (name, config) in [
             ("--model", GenerateConfig { model: None, ..complete() }),
             ("--output", GenerateConfig { output: None, ..complete() }),
@@ -191,13 +202,15 @@ mod tests {
             ("steps", GenerateConfig { steps: 0, ..complete() }),
             ("batch_size", GenerateConfig { batch_size: 0, ..complete() }),
             ("images_per_prompt", GenerateConfig { images_per_prompt: 0, ..complete() }),
+            ("1 to 1000000", GenerateConfig { images_per_prompt: usize::MAX, ..complete() }),
+            ("steps = 10001", GenerateConfig { steps: 10_001, ..complete() }),
+            ("at most 65536", GenerateConfig { width: Some(usize::MAX - 7), ..complete() }),
             ("guidance_scale", GenerateConfig { guidance_scale: f64::NAN, ..complete() }),
             ("eta", GenerateConfig { eta: 1.5, ..complete() }),
             ("only --scheduler ddim", GenerateConfig { eta: 0.5, scheduler: SamplerName::Euler, ..complete() }),
             ("512 or 520", GenerateConfig { height: Some(513), ..complete() }),
             ("width = 0", GenerateConfig { width: Some(0), ..complete() }),
             ("lora_scale", GenerateConfig { lora_scale: 0.5, ..complete() }),
-            ("seed", GenerateConfig { seed: u64::MAX, ..complete() }),
         ] {
             let error = config.check().unwrap_err();
             assert!(error.to_string().contains(name), "{error}");

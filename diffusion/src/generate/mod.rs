@@ -66,7 +66,7 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     config.check()?;
     let model = config.model.as_deref().unwrap_or_default();
     let output = config.output.as_deref().unwrap_or(Path::new(""));
-    let prompts = prompts::gather(&config.prompt, config.prompts.as_deref())?;
+    let prompts = prompts::gather(&config.prompt, config.prompts.as_deref(), observer)?;
     let prediction_type = config.prediction_type.as_deref().map(str::parse).transpose()?;
     // `random:NAME` is one model, whatever the seed of the noise.
     let source = Source::open(model, SourceOptions { seed: 0, prediction_type })?;

@@ -137,6 +137,9 @@ mod tests {
             let read = image::open(&path).unwrap().into_rgb8();
             assert_eq!((read.width(), read.height(), read.into_raw()), (2, 1, picture.rgb.clone()));
         }
+        let large = PlannedImage { seed: u64::MAX, ..image.clone() };
+        write(&path, &picture, &config, &large, "a red fox").unwrap();
+        assert_eq!(origin(&path).unwrap(), Some(("a red fox".to_owned(), u64::MAX)));
         write(&path, &picture, &config, &image, "a red fox").unwrap();
         let bytes = String::from_utf8_lossy(&fs_err::read(&path).unwrap()).into_owned();
         let wanted = "parameters\0a red fox\nNegative prompt: blurry\nSteps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 7, \

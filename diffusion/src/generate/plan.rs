@@ -14,7 +14,7 @@ pub struct PlannedImage {
     pub prompt_index: usize,
     /// Counts the images of one prompt, from 0.
     pub index: usize,
-    /// Its effective seed: the run's plus `index`. The noise depends on it and on the shape only.
+    /// Its effective seed: the run's plus `index`, from 0 on after 2⁶⁴ − 1. The noise depends on it and on the shape only.
     pub seed: u64,
 }
 
@@ -29,7 +29,7 @@ impl PlannedImage {
 pub fn all(prompts: usize, images_per_prompt: usize, seed: u64) -> Vec<PlannedImage> {
     let image = |number: usize| {
         let (prompt_index, index) = (number.div_euclid(images_per_prompt), number % images_per_prompt);
-        PlannedImage { number, prompt_index, index, seed: seed + index as u64 }
+        PlannedImage { number, prompt_index, index, seed: seed.wrapping_add(index as u64) }
     };
     (0..prompts * images_per_prompt).map(image).collect()
 }
@@ -72,5 +72,7 @@ mod tests {
             .collect();
         assert_eq!(seen, wanted);
         assert!(images.iter().enumerate().all(|(number, image)| image.number == number));
+        let seeds: Vec<u64> = all(1, 3, u64::MAX - 1).iter().map(|image| image.seed).collect();
+        assert_eq!(seeds, [u64::MAX - 1, u64::MAX, 0]);
     }
 }

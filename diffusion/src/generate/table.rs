@@ -7,7 +7,7 @@ use parquet::{
     file::{properties::WriterProperties, writer::SerializedFileWriter},
     schema::parser::parse_message_type,
 };
-use reward::weights::save::replace_file;
+use reward::{seed, weights::save::replace_file};
 
 use super::{GenerateConfig, plan::PlannedImage};
 use crate::{Error, Result};
@@ -16,6 +16,7 @@ use crate::{Error, Result};
 enum Column {
     Text(Vec<String>),
     Whole(Vec<i64>),
+    Seeds(Vec<u64>),
     Real(Vec<f64>),
 }
 
@@ -57,7 +58,7 @@ fn columns(
         ("path", text(&PlannedImage::path)),
         ("prompt_index", whole(&|image| image.prompt_index as i64)),
         ("index", whole(&|image| image.index as i64)),
-        ("seed", whole(&|image| image.seed as i64)),
+        ("seed", Column::Seeds(images.iter().map(|image| image.seed).collect())),
         ("model", same_text(config.model.as_deref().unwrap_or_default())),
         ("negative_prompt", same_text(&config.negative_prompt)),
         ("steps", same_whole(config.steps)),
@@ -78,6 +79,9 @@ fn encode(columns: &[(&str, Column)]) -> Result<Vec<u8>, parquet::errors::Parque
         .map(|(name, column)| match column {
             Column::Text(_) => format!("required binary {name} (STRING); "),
             Column::Whole(_) => format!("required int64 {name}; "),
+            Column::Seeds(seeds) => {
+                format!("required int64 {name}{}; ", seed::parquet_annotation(seeds.iter().copied()))
+            }
             Column::Real(_) => format!("required double {name}; "),
         })
         .collect();
@@ -91,6 +95,11 @@ fn encode(columns: &[(&str, Column)]) -> Result<Vec<u8>, parquet::errors::Parque
             Column::Text(values) => {
                 let values: Vec<ByteArray> = values.iter().map(|value| value.as_str().into()).collect();
                 column.typed::<ByteArrayType>().write_batch(&values, None, None)?
+            }
+            Column::Seeds(seeds) => {
+                // The type says how to read these 64 bits.
+                let values: Vec<i64> = seeds.iter().map(|seed| *seed as i64).collect();
+                column.typed::<Int64Type>().write_batch(&values, None, None)?
             }
             Column::Whole(values) => column.typed::<Int64Type>().write_batch(values, None, None)?,
             Column::Real(values) => column.typed::<DoubleType>().write_batch(values, None, None)?,
@@ -132,5 +141,24 @@ mod tests {
         ];
         assert_eq!(seen, wanted);
         assert_eq!((rows[3].get_long(11).unwrap(), rows[3].get_long(12).unwrap()), (256, 512), "height, width");
+    }
+
+    #[test]
+    fn a_seed_is_signed_where_it_fits_and_unsigned_where_it_must() {
+        let folder = tempfile::tempdir().unwrap();
+        for (seed, wanted) in [(i64::MAX as u64 - 1, "Int64"), (u64::MAX - 1, "UInt64")] {
+            let path = folder.path().join("images.parquet");
+            let images = super::super::plan::all(1, 2, seed);
+            write(&path, &GenerateConfig::default(), &["a".to_owned()], &images, (8, 8)).unwrap();
+            let file = fs_err::File::open(&path).unwrap().into_parts().0;
+            let table = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+            assert_eq!(table.schema().field_with_name("seed").unwrap().data_type().to_string(), wanted);
+            for image in &images {
+                fs_err::create_dir_all(folder.path().join("images")).unwrap();
+                fs_err::write(folder.path().join(image.path()), "").unwrap();
+            }
+            let set = reward::data::image_set::ImageSet::read(&path, None).unwrap();
+            assert_eq!(set.rows.iter().map(|row| row.seed).collect::<Vec<_>>(), [seed, seed + 1]);
+        }
     }
 }

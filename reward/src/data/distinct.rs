@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::source::{Embedded, ImageSource};
-use crate::{Error, Result};
+use crate::{Error, Result, foreign};
 
 /// Distinct strings, numbered in order of appearance.
 #[derive(Default)]
@@ -51,8 +51,12 @@ pub(crate) struct Cell<'a> {
 impl DistinctImages {
     /// The index of the image at `path`, relative to `root` unless absolute.
     pub(crate) fn file(&mut self, root: &Path, path: &str) -> u32 {
-        // `components` drops `./` and doubled slashes, so that two spellings are one image.
-        let source = ImageSource::File(root.join(path).components().collect());
+        let source = ImageSource::File(match foreign::url(path, "an image file") {
+            // Kept as it is written, for whoever reads it to refuse in these words.
+            Some(_) => path.into(),
+            // `components` drops `./` and doubled slashes, so that two spellings are one image.
+            None => root.join(path).components().collect(),
+        });
         *self.index.entry(source.identity()).or_insert_with(|| {
             self.sources.push(source);
             self.sources.len() as u32 - 1
@@ -108,6 +112,8 @@ mod tests {
         let indexes = ["a.png", "./a.png", "sub//a.png", "/data/a.png", "sub/a.png", "/other/a.png"];
         assert_eq!(indexes.map(|path| images.file(root, path)), [0, 0, 1, 0, 1, 2]);
         assert_eq!(images.sources[1].label(), "/data/sub/a.png");
+        let url = images.file(root, "https://example.org//a.png?w=512");
+        assert_eq!(images.sources[url as usize].label(), "https://example.org//a.png?w=512");
     }
 
     #[test]

@@ -7,16 +7,14 @@ use std::{
 
 use super::{
     columns::constants,
-    distinct::{DistinctImages, DistinctStrings},
-    manifest::{Manifest, ManifestRow},
+    folder::{Listing, captioned, is_metadata, is_table_of_folder, other_tables_in, table_in},
+    format::Format,
+    manifest::{Manifest, ManifestRow, Reading},
+    parts::{parts, tables_in},
     source::ImageSource,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, foreign};
 
-/// What counts as an image in a folder.
-const EXTENSIONS: [&str; 9] = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "jfif"];
-/// What makes a folder a set.
-const TABLES: [&str; 2] = ["images.parquet", "captions.csv"];
 /// How many examples an error names.
 const EXAMPLES: usize = 3;
 
@@ -37,6 +35,8 @@ pub struct ImageSet {
     pub settings: BTreeMap<String, String>,
     /// What each row is in the column that was asked for; empty if none was.
     pub labels: Vec<String>,
+    /// What lies beside the images of a folder and is not read, a line each.
+    pub notes: Vec<String>,
 }
 
 /// One image of a set.
@@ -49,37 +49,60 @@ pub struct SetRow {
     /// The path as the set spells it.
     pub path: String,
     /// What it was made from; where nothing says, its place among the images of its prompt, from 0.
-    pub seed: i64,
+    pub seed: u64,
 }
 
 impl ImageSet {
-    /// Reads `images.parquet` or another manifest, or a folder that holds `images.parquet`, `captions.csv` or a `NAME.txt`
-    /// beside every image; `label` is a column of the table to group rows by.
+    /// Reads `images.parquet` or another manifest (also a glob or a folder of tables, as Spark writes), or a folder that holds
+    /// `images.parquet`, `captions.csv`, a Hugging Face imagefolder's `metadata.csv`, or a `NAME.txt` beside every image; `label`
+    /// is a column of the table to group rows by.
     ///
     /// # Errors
     /// Nothing there, no image, an image that is missing or has no caption, two rows of the same prompt and seed (or image), and what
     /// [`Manifest::read_labelled`] refuses.
     pub fn read(path: &Path, label: Option<&str>) -> Result<Self> {
-        let manifest = if !path.exists() {
-            return Err(Error::data(format!("{} does not exist", path.display())));
-        } else if !path.is_dir() {
-            path.to_owned()
-        } else if let Some(table) = table_in(path) {
-            table
-        } else if let Some(label) = label {
+        let reading = Reading::labelled(label);
+        let folder = path.parent().unwrap_or(Path::new(""));
+        if !path.is_dir() {
+            return Self::of_table(path, folder, reading);
+        }
+        if let Some(table) = table_in(path) {
+            let reading = if is_metadata(&table) { reading.of_image_folder() } else { reading };
+            let note = |other: &PathBuf| format!("{} is not read: {} is", other.display(), table.display());
+            let notes = other_tables_in(path).iter().map(note).collect();
+            return Ok(Self { notes, ..Self::of_table(&table, path, reading)? });
+        }
+        let listing = Listing::of(path)?;
+        let is_table = || {
+            let tables = tables_in(path).unwrap_or_default();
+            let is_ours = |table: &PathBuf| table.file_name().is_some_and(|name| name == "scores.parquet");
+            listing.images.is_empty() && !tables.is_empty() && !tables.iter().any(is_ours)
+        };
+        if Format::of(path).is_some() || is_table() {
+            // What is found out about it is written beside it, not among its parts.
+            return Self::of_table(path, folder, reading);
+        }
+        if let Some(label) = label {
             return Err(Error::data(format!("{}: images with a .txt each have no column `{label}`", path.display()))
                 .hint(format!("captions.csv with the columns prompt, path and {label}")));
-        } else {
-            return Self::numbered(path, captioned(path)?, BTreeMap::new());
-        };
-        let settings = match manifest.extension() {
-            Some(extension) if extension == "parquet" => constants(&manifest)?,
-            _ => BTreeMap::new(),
-        };
-        Self::numbered(&manifest, Manifest::read_labelled(&manifest, label)?, settings)
+        }
+        let (manifest, notes) = captioned(path, &listing)?;
+        Ok(Self { notes, ..Self::numbered(path, path, manifest, BTreeMap::new())? })
     }
 
-    fn numbered(path: &Path, manifest: Manifest, settings: BTreeMap<String, String>) -> Result<Self> {
+    fn of_table(path: &Path, folder: &Path, reading: Reading) -> Result<Self> {
+        let mut settings: Option<BTreeMap<String, String>> = None;
+        for part in parts(&[path])?.iter().filter(|part| Format::of(&part.path) == Some(Format::Parquet)) {
+            let found = constants(&part.path)?;
+            settings = Some(match settings {
+                None => found,
+                Some(known) => known.into_iter().filter(|(name, value)| found.get(name) == Some(value)).collect(),
+            });
+        }
+        Self::numbered(path, folder, Manifest::read_as(path, reading)?, settings.unwrap_or_default())
+    }
+
+    fn numbered(path: &Path, folder: &Path, manifest: Manifest, settings: BTreeMap<String, String>) -> Result<Self> {
         let Manifest { prompts, images, rows, labels } = manifest;
         let mut counts = vec![0; prompts.len()];
         let rows: Vec<SetRow> = rows
@@ -90,14 +113,13 @@ impl ImageSet {
                 SetRow { prompt, image, path, seed: seed.unwrap_or(place) }
             })
             .collect();
-        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
-        let name = match path.file_name().and_then(|name| name.to_str()) {
-            Some(name) if TABLES.contains(&name) => folder.file_name(),
+        let name = match path.file_name() {
+            Some(_) if is_table_of_folder(path) => folder.file_name(),
             _ if path.is_dir() => path.file_name(),
             _ => path.file_stem(),
         };
         let name = name.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        let set = Self { name, folder: folder.to_owned(), prompts, images, rows, settings, labels };
+        let set = Self { name, folder: folder.to_owned(), prompts, images, rows, settings, labels, notes: Vec::new() };
         set.check_duplicates(path)?;
         set.check_files(path)?;
         Ok(set)
@@ -137,14 +159,24 @@ impl ImageSet {
             ImageSource::File(path) => !path.is_file(),
             ImageSource::Embedded(_) => false,
         };
-        let missing = self.rows.iter().enumerate().filter(|(_, row)| is_missing(row));
-        let missing: Vec<String> = missing.map(|(index, row)| format!("row {index} ({})", row.path)).collect();
+        let missing: Vec<(usize, &SetRow)> = self.rows.iter().enumerate().filter(|(_, row)| is_missing(row)).collect();
+        let named = |rows: &[(usize, &SetRow)]| {
+            examples(&rows.iter().map(|(index, row)| format!("row {index} ({})", row.path)).collect::<Vec<_>>())
+        };
+        let link = |(_, row): &&(usize, &SetRow)| foreign::url(&row.path, "an image file");
+        let links: Vec<(usize, &SetRow)> = missing.iter().filter(|row| link(row).is_some()).copied().collect();
+        if let Some(error) = links.first().as_ref().and_then(link) {
+            let (count, named) = (links.len(), named(&links));
+            let what = format!("{}: {count} image(s) are URLs: {named} (rows count from 0)", path.display());
+            return Err(Error::data(format!("{what}, wanted image files: only local files are read"))
+                .hint(error.hint_text().unwrap_or_default()));
+        }
         if missing.is_empty() {
             return Ok(());
         }
-        let (count, named) = (missing.len(), examples(&missing));
+        let (count, named) = (missing.len(), named(&missing));
         Err(Error::data(format!("{}: {count} image file(s) do not exist: {named} (rows count from 0)", path.display()))
-            .hint(format!("relative paths start at {}", self.folder.display())))
+            .hint(format!("relative paths start at {}", if path.is_dir() { path } else { &self.folder }.display())))
     }
 
     /// The rows of this set and of `baseline` that have prompt and seed in common, in this set's order.
@@ -152,7 +184,7 @@ impl ImageSet {
     /// # Errors
     /// There are none.
     pub fn pairs(&self, baseline: &Self) -> Result<Pairs> {
-        let mut places: HashMap<(&str, i64), usize> =
+        let mut places: HashMap<(&str, u64), usize> =
             baseline.rows.iter().enumerate().map(|(place, row)| ((baseline.prompt(row), row.seed), place)).collect();
         let mut matched = Vec::new();
         let mut alone = Vec::new();
@@ -186,11 +218,6 @@ impl ImageSet {
     }
 }
 
-/// The table of the set that a folder is, if it is one that has a table.
-pub(super) fn table_in(folder: &Path) -> Option<PathBuf> {
-    TABLES.map(|name| folder.join(name)).into_iter().find(|table| table.is_file())
-}
-
 /// Rows that belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pairs {
@@ -200,45 +227,10 @@ pub struct Pairs {
     pub mismatch: Option<String>,
 }
 
-fn examples(all: &[String]) -> String {
+/// The first few of them.
+pub(super) fn examples(all: &[String]) -> String {
     let more = if all.len() > EXAMPLES { ", …" } else { "" };
     format!("{}{more}", all[..all.len().min(EXAMPLES)].join(", "))
-}
-
-/// The images of a folder by name, each with the text beside it.
-fn captioned(folder: &Path) -> Result<Manifest> {
-    let mut names = Vec::new();
-    for entry in fs_err::read_dir(folder)? {
-        let path = entry?.path();
-        let extension = path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase);
-        if extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
-            names.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
-        }
-    }
-    names.sort_unstable();
-    if names.is_empty() {
-        return Err(Error::data(format!("{}: no images in this folder", folder.display())).hint(
-            "a set is an images.parquet, a CSV or JSONL manifest, or a folder of images with captions.csv or a .txt each",
-        ));
-    }
-    let (mut prompts, mut images, mut rows) = (DistinctStrings::default(), DistinctImages::default(), Vec::new());
-    for path in names {
-        let caption = folder.join(&path).with_extension("txt");
-        if !caption.is_file() {
-            return Err(Error::data(format!("{}: no {} beside it", folder.join(&path).display(), caption.display()))
-                .hint(
-                    "every image needs its prompt: NAME.txt beside it, or captions.csv with columns prompt and path",
-                ));
-        }
-        let text = fs_err::read_to_string(&caption)?;
-        rows.push(ManifestRow {
-            prompt: prompts.index(text.trim()),
-            image: images.file(folder, &path),
-            path,
-            seed: None,
-        });
-    }
-    Ok(Manifest { prompts: prompts.into_names(), images: images.sources, rows, labels: Vec::new() })
 }
 
 #[cfg(test)]
@@ -317,5 +309,82 @@ mod tests {
             (set.prompts, set.images[0].label()),
             (vec!["an owl".to_owned()], place("b.png").display().to_string())
         );
+    }
+
+    #[test]
+    fn seeds_are_64_bits_and_may_be_missing() {
+        let seeds = |csv: &str| set(csv).unwrap().rows.iter().map(|row| row.seed).collect::<Vec<_>>();
+        let csv = "prompt,path,seed\na,1.png,14932476290187345921\na,2.png,7\n";
+        assert_eq!(seeds(csv), [14_932_476_290_187_345_921, 7]);
+        // As pandas writes whole numbers once a gap has made them floats.
+        assert_eq!(seeds("prompt,path,seed\na,1.png,3.0\na,2.png,\n"), [3, 1]);
+        // What older tables of ours hold of a seed above 2^63.
+        assert_eq!(seeds("prompt,path,seed\na,1.png,-1\n"), [u64::MAX]);
+        let error = set("prompt,path,seed\na,1.png,18446744073709551616\n").unwrap_err().to_string();
+        assert!(
+            error.ends_with("line 2: `seed` is \"18446744073709551616\", wanted a whole number below 2^64"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn links_in_a_table_are_said_once() {
+        let error = set("prompt,path\na,https://example.org/1.png\nb,s3://x/2.png\nc,3.png\nd,none.png\n").unwrap_err();
+        let wanted = "2 image(s) are URLs: row 0 (https://example.org/1.png), row 1 (s3://x/2.png) (rows count from 0), \
+                      wanted image files: only local files are read";
+        assert!(error.to_string().ends_with(wanted), "{error}");
+        assert!(error.hint_text().unwrap().starts_with("download first"));
+    }
+
+    #[test]
+    fn an_imagefolder_of_hugging_face_is_a_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &str| fs_err::write(folder.path().join(name), content).unwrap();
+        write("a.png", "x");
+        for (name, content) in [
+            ("metadata.csv", "file_name,text\na.png,a fox\n"),
+            ("metadata.jsonl", "{\"file_name\": \"a.png\", \"text\": \"a fox\"}\n"),
+            ("captions.tsv", "path\tprompt\na.png\ta fox\n"),
+            ("captions.json", "[{\"path\": \"a.png\", \"prompt\": \"a fox\"}]"),
+        ] {
+            write(name, content);
+            let set = ImageSet::read(folder.path(), None).unwrap();
+            let name_of_folder = folder.path().file_name().unwrap().to_str().unwrap();
+            assert_eq!((set.prompts, set.name.as_str()), (vec!["a fox".to_owned()], name_of_folder), "{name}");
+            assert_eq!((set.images.len(), set.folder, set.notes.len()), (1, folder.path().to_owned(), 0), "{name}");
+            fs_err::remove_file(folder.path().join(name)).unwrap();
+        }
+        // Beside captions, a table of another program says nothing.
+        write("metadata.csv", "id,size\na,3\n");
+        write("a.txt", "an owl");
+        assert_eq!(ImageSet::read(folder.path(), None).unwrap().prompts, ["an owl"]);
+        write("captions.csv", "prompt,path\na bear,a.png\n");
+        let set = ImageSet::read(folder.path(), None).unwrap();
+        assert_eq!(set.prompts, ["a bear"]);
+        assert!(set.notes[0].contains("metadata.csv is not read: "), "{:?}", set.notes);
+    }
+
+    #[test]
+    fn a_folder_of_tables_is_one_set_and_is_not_written_into() {
+        let folder = tempfile::tempdir().unwrap();
+        for place in ["m.csv", "parts"] {
+            let table = folder.path().join(place);
+            fs_err::create_dir(&table).unwrap();
+            for (part, text) in
+                [("part-0.csv", "prompt,path\na,1.png\n"), ("part-1.csv", "prompt,path\nb,1.png\n"), ("_SUCCESS", "")]
+            {
+                fs_err::write(table.join(part), text).unwrap();
+            }
+            fs_err::write(table.join("1.png"), "").unwrap();
+            if place == "parts" {
+                // With images in it, it is a folder of images.
+                assert!(ImageSet::read(&table, None).unwrap_err().to_string().contains("1.txt beside it"));
+                fs_err::remove_file(table.join("1.png")).unwrap();
+                assert!(ImageSet::read(&table, None).unwrap_err().to_string().contains("2 image file(s) do not exist"));
+                continue;
+            }
+            let set = ImageSet::read(&table, None).unwrap();
+            assert_eq!((set.prompts.len(), set.folder.as_path(), set.name.as_str()), (2, folder.path(), "m.csv"));
+        }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::image_set::{ImageSet, table_in};
+use super::folder::{is_caption, table_in};
+use super::image_set::ImageSet;
+use super::parts::expand;
 use crate::{Error, Result};
 
 /// Sets with names of their own.
@@ -19,7 +21,7 @@ pub struct ImageSets {
 }
 
 impl ImageSets {
-    /// Reads what `images` names: sets, as [`ImageSet::read`] takes them, and folders of sets. A folder whose subfolders hold
+    /// Reads what `images` names: sets, as [`ImageSet::read`] takes them, folders of sets, and globs of either. A folder whose subfolders hold
     /// `images.parquet` or `captions.csv` means all of these, numbers in their names in numeric order; the baseline is left out
     /// where it is one of several. `label` is a column of the sets to judge.
     ///
@@ -27,10 +29,11 @@ impl ImageSets {
     /// What [`ImageSet::read`] refuses, no path, or a set that is named twice.
     pub fn read(images: &[PathBuf], baseline: Option<&Path>, label: Option<&str>) -> Result<Self> {
         let (mut paths, mut folder) = (Vec::new(), None);
+        let images = images.iter().map(|path| expand(path)).collect::<Result<Vec<_>>>()?.concat();
         for path in images {
-            let inside = sets_in(path)?;
-            folder = Some(path).filter(|_| !inside.is_empty()).cloned();
-            if inside.is_empty() { paths.push(path.clone()) } else { paths.extend(inside) }
+            let inside = sets_in(&path)?;
+            folder = Some(path.clone()).filter(|_| !inside.is_empty());
+            if inside.is_empty() { paths.push(path) } else { paths.extend(inside) }
         }
         let mut judged = paths.iter().map(|path| ImageSet::read(path, label)).collect::<Result<Vec<_>>>()?;
         let Some(last) = judged.last() else { return Err(Error::usage("no image set to evaluate")) };
@@ -60,21 +63,24 @@ impl ImageSets {
 
 /// The sets in the subfolders of `path`; none where it is a set itself, or no folder.
 fn sets_in(path: &Path) -> Result<Vec<PathBuf>> {
-    let mut names = Vec::new();
+    let mut sets = Vec::new();
     if path.is_dir() && table_in(path).is_none() {
         for entry in fs_err::read_dir(path)? {
             let inside = entry?.path();
-            if inside.extension().is_some_and(|extension| extension == "txt") {
+            let name = inside.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                continue;
+            }
+            if is_caption(&inside) {
                 return Ok(Vec::new());
             }
-            let name = inside.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !name.starts_with('.') && table_in(&inside).is_some() {
-                names.push(name);
+            if table_in(&inside).is_some() {
+                sets.push((name, inside));
             }
         }
     }
-    names.sort_by(|left, right| natural(left).cmp(&natural(right)).then_with(|| left.cmp(right)));
-    Ok(names.iter().map(|name| path.join(name)).collect())
+    sets.sort_by(|(left, _), (right, _)| natural(left).cmp(&natural(right)).then_with(|| left.cmp(right)));
+    Ok(sets.into_iter().map(|(_, path)| path).collect())
 }
 
 /// What names are sorted by so that numbers in them count as numbers: text, then the length and digits of the number behind it.

@@ -1,17 +1,13 @@
-//! Images to score, each with its prompt: a table in parquet, CSV or JSON lines.
+//! Images to score, each with its prompt: a table in parquet, CSV, TSV, a JSON array or JSON lines.
 
 use std::path::Path;
 
-use arrow_array::Array;
-use serde_json::{Map, Value};
-
-use super::columns::{NullRows, Table, labels, missing_column, strings, whole_numbers};
+use super::content::content_hash;
 use super::distinct::{DistinctImages, DistinctStrings};
-use super::source::{ImageSource, not_opened};
+use super::parts::parts;
+use super::rows::{self, Column, Kind};
+use super::source::ImageSource;
 use crate::{Error, Result};
-
-/// Rows of a parquet manifest held at a time.
-const BATCH_ROWS: usize = 4096;
 
 /// The rows of a manifest; equal prompts and images are held once.
 #[derive(Debug, Clone)]
@@ -36,169 +32,92 @@ pub struct ManifestRow {
     /// The path as the manifest spells it.
     pub path: String,
     /// The seed the image was made from, if it was asked for and the manifest has a column `seed`.
-    pub seed: Option<i64>,
+    pub seed: Option<u64>,
+}
+
+/// How to read a manifest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading<'a> {
+    prompt: &'a [&'a str],
+    path: &'a [&'a str],
+    seeds: bool,
+    label: Option<&'a str>,
+}
+
+impl<'a> Reading<'a> {
+    const PLAIN: Self = Self { prompt: &["prompt"], path: &["path"], seeds: false, label: None };
+
+    /// With seeds and this label.
+    pub(super) fn labelled(label: Option<&'a str>) -> Self {
+        Self { seeds: true, label, ..Self::PLAIN }
+    }
+
+    /// The names that a Hugging Face imagefolder's `metadata` has for prompt and path.
+    pub(super) fn of_image_folder(self) -> Self {
+        Self { prompt: &["prompt", "text", "caption"], path: &["path", "file_name"], ..self }
+    }
 }
 
 impl Manifest {
-    /// Reads a manifest with the columns `prompt` and `path`; its extension says what it is: `parquet`, `csv` or
-    /// `jsonl`. Relative image paths start at the manifest's own folder. Other columns are ignored.
+    /// Reads a manifest with the columns `prompt` and `path`, given as a path, a glob or a folder of tables; the ending of a file
+    /// says what it is: `parquet`, `csv`, `tsv`, `json` or `jsonl`. Relative image paths start at the file's own folder. Other
+    /// columns are ignored.
     ///
     /// # Errors
     ///
-    /// Another extension, an unreadable file, a missing column, a cell that is null or of another type, an empty path
-    /// (rows of parquet count from 0, lines of text from 1), or no row at all.
+    /// Another ending, an unreadable file, a missing column, a cell that is null or of another type, an empty path
+    /// (rows of parquet and JSON arrays count from 0, lines of text from 1), or no row at all.
     pub fn read(file: &Path) -> Result<Self> {
-        Self::read_with(Reader::new(file))
+        Self::read_as(file, Reading::PLAIN)
     }
 
-    /// Reads the column `seed` too, whole numbers, if there is one, and the column `label`, of any type.
+    /// Reads the column `seed` too, whole numbers or nothing, if there is one, and the column `label`, of any type.
     ///
     /// # Errors
     /// As [`Self::read`], and there is no column `label`.
     pub fn read_labelled(file: &Path, label: Option<&str>) -> Result<Self> {
-        Self::read_with(Reader { seeds: true, label, ..Reader::new(file) })
+        Self::read_as(file, Reading::labelled(label))
     }
 
-    fn read_with(mut reader: Reader) -> Result<Self> {
-        let file = reader.file;
-        match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
-            Some("parquet") => reader.parquet()?,
-            Some("csv") => reader.csv()?,
-            Some("jsonl" | "ndjson") => reader.json_lines()?,
-            _ => {
-                return Err(Error::usage(format!(
-                    "manifest {}: wanted a file that ends in .parquet, .csv or .jsonl",
-                    file.display()
-                )));
-            }
+    pub(super) fn read_as(file: &Path, reading: Reading) -> Result<Self> {
+        let Reading { prompt, path, seeds, label } = reading;
+        let label = label.map(|label| [label]);
+        let mut columns = vec![Column::new(prompt, Kind::Text), Column::new(path, Kind::Path)];
+        columns.extend(seeds.then(|| Column::new(&["seed"], Kind::Seed)));
+        columns.extend(label.as_ref().map(|label| Column::new(label, Kind::Label)));
+        let (mut prompts, mut images) = (DistinctStrings::default(), DistinctImages::default());
+        let (mut rows, mut labels) = (Vec::new(), Vec::new());
+        for part in parts(&[file])? {
+            let root = part.path.parent().unwrap_or(Path::new(""));
+            rows::read(&part, &columns, &mut |cells| {
+                let (Some(prompt), Some(path)) = (cells[0].text(), cells[1].text()) else { return };
+                rows.push(ManifestRow {
+                    prompt: prompts.index(prompt),
+                    image: images.file(root, path),
+                    path: path.to_owned(),
+                    seed: if seeds { cells[2].seed() } else { None },
+                });
+                labels.extend(
+                    cells.last().filter(|_| label.is_some()).map(|label| label.text().unwrap_or_default().to_owned()),
+                );
+            })?;
         }
-        let Reader { prompts, images, rows, labels, .. } = reader;
         if rows.is_empty() {
             return Err(Error::data(format!("no rows in {}", file.display())));
         }
         Ok(Self { prompts: prompts.into_names(), images: images.sources, rows, labels })
     }
-}
 
-struct Reader<'a> {
-    file: &'a Path,
-    seeds: bool,
-    label: Option<&'a str>,
-    prompts: DistinctStrings,
-    images: DistinctImages,
-    rows: Vec<ManifestRow>,
-    labels: Vec<String>,
-}
-
-impl<'a> Reader<'a> {
-    fn new(file: &'a Path) -> Self {
-        let (prompts, images) = (DistinctStrings::default(), DistinctImages::default());
-        Self { file, seeds: false, label: None, prompts, images, rows: Vec::new(), labels: Vec::new() }
-    }
-
-    fn add(&mut self, prompt: &str, path: &str, seed: Option<i64>) {
-        let prompt = self.prompts.index(prompt);
-        let image = self.images.file(self.file.parent().unwrap_or(Path::new("")), path);
-        self.rows.push(ManifestRow { prompt, image, path: path.to_owned(), seed });
-    }
-
-    fn parquet(&mut self) -> Result<()> {
-        let table = Table::open(self.file)?;
-        let mut columns = vec![table.require(&["prompt"])?, table.require(&["path"])?];
-        let seed = table.require(&["seed"]).ok().filter(|_| self.seeds);
-        columns.extend(seed);
-        columns.extend(self.label.map(|label| table.require(&[label])).transpose()?);
-        let mut nulls = [NullRows::default(), NullRows::default(), NullRows::default()];
-        let mut row = 0;
-        for batch in table.batches(&columns, BATCH_ROWS)? {
-            let batch = batch?;
-            let (prompts, paths) = (strings(self.file, &batch, "prompt")?, strings(self.file, &batch, "path")?);
-            let seeds = seed.map(|name| whole_numbers(self.file, &batch, name)).transpose()?;
-            for (index, (prompt, path)) in prompts.iter().zip(paths).enumerate() {
-                let path = path.filter(|path| !path.is_empty());
-                let seed = seeds.as_ref().map(|seeds| seeds.is_valid(index).then(|| seeds.value(index)));
-                if let (Some(prompt), Some(path)) = (prompt, path) {
-                    self.add(prompt, path, seed.flatten());
-                }
-                let empty = [prompt.is_none(), path.is_none(), seed == Some(None)];
-                for (empty, nulls) in empty.into_iter().zip(&mut nulls) {
-                    if empty {
-                        nulls.add(row);
-                    }
-                }
-                row += 1;
-            }
-            if let Some(label) = self.label {
-                self.labels.extend(labels(self.file, &batch, label)?);
-            }
-        }
-        columns.iter().zip(&nulls).try_for_each(|(column, nulls)| nulls.check(self.file, column))
-    }
-
-    fn csv(&mut self) -> Result<()> {
-        let file = self.file;
-        let wrong = |error: csv::Error| Error::data(format!("{}: {error}", file.display()));
-        let mut table = csv::Reader::from_reader(fs_err::File::open(file).map_err(|error| not_opened(file, error))?);
-        let header = table.headers().map_err(wrong)?.clone();
-        let place = |name| {
-            header
-                .iter()
-                .position(|column| column == name)
-                .ok_or_else(|| missing_column(self.file.display(), &[name], header.iter()))
-        };
-        let (prompt, path, seed) = (place("prompt")?, place("path")?, place("seed").ok().filter(|_| self.seeds));
-        let label = self.label.map(place).transpose()?;
-        for record in table.records() {
-            let record = record.map_err(wrong)?;
-            // Every record has the header's length, or the reader refuses it.
-            let line = record.position().map_or(0, csv::Position::line);
-            if record[path].is_empty() {
-                return Err(self.wrong_line(line, "`path` is empty"));
-            }
-            let seed = seed.map(|seed| {
-                let what = |_| self.wrong_line(line, format!("`seed` is \"{}\", wanted a whole number", &record[seed]));
-                record[seed].parse().map_err(what)
-            });
-            self.add(&record[prompt], &record[path], seed.transpose()?);
-            self.labels.extend(label.map(|label| record[label].to_owned()));
-        }
-        Ok(())
-    }
-
-    fn json_lines(&mut self) -> Result<()> {
-        let text = fs_err::read_to_string(self.file).map_err(|error| not_opened(self.file, error))?;
-        for (line, number) in text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty()) {
-            let object: Map<String, Value> =
-                serde_json::from_str(line).map_err(|error| self.wrong_line(number, error))?;
-            let value = |name: &str| {
-                let place = format!("{} line {number}", self.file.display());
-                object.get(name).ok_or_else(|| missing_column(place, &[name], object.keys().map(String::as_str)))
-            };
-            let cell = |name: &str| match value(name)? {
-                Value::String(text) => Ok(text),
-                other => Err(self.wrong_line(number, format!("`{name}` is {other}, wanted a string"))),
-            };
-            let (prompt, path) = (cell("prompt")?, cell("path")?);
-            if path.is_empty() {
-                return Err(self.wrong_line(number, "`path` is empty"));
-            }
-            let seed = object.get("seed").filter(|_| self.seeds).map(|seed| {
-                seed.as_i64().ok_or_else(|| self.wrong_line(number, format!("`seed` is {seed}, wanted a whole number")))
-            });
-            let label = self.label.map(value).transpose()?;
-            self.add(prompt, path, seed.transpose()?);
-            self.labels.extend(label.map(|label| label.as_str().map_or_else(|| label.to_string(), str::to_owned)));
-        }
-        Ok(())
-    }
-
-    fn wrong_line(&self, line: u64, what: impl std::fmt::Display) -> Error {
-        Error::data(format!("{} line {line}: {what}", self.file.display()))
+    /// The hash of the rows: prompts, and paths as the table spells them, not where the table lies.
+    pub fn content_hash(&self) -> String {
+        content_hash(self.rows.iter().flat_map(|row| [&self.prompts[row.prompt as usize], &row.path]))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const TABLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tables");
@@ -252,11 +171,21 @@ mod tests {
         let ragged = refused("m.csv", "prompt,path\na,b\nc\n").0;
         assert!(ragged.starts_with("m.csv: CSV error: record 2 (line: 3, "), "{ragged}");
         let latin = refused("m.csv", b"prompt,path\nF\xfcchse,b\n").0;
-        assert!(latin.contains("(line 2, ") && latin.contains("UTF-8"), "{latin}");
+        assert_eq!(latin, "m.csv line 2: not UTF-8 text, wanted a CSV table");
         let seed = refused("m.csv", "prompt,path,seed\na,b,7\na,c,-x\n").0;
         assert_eq!(seed, "m.csv line 3: `seed` is \"-x\", wanted a whole number");
         assert_eq!(refused("m.csv", "prompt,path\n").0, "no rows in m.csv");
-        assert_eq!(refused("m.csv", "").0, "m.csv has no column `prompt` (it has: )");
+        assert_eq!(refused("m.csv", "").0, "m.csv is an empty file (0 bytes), wanted a CSV table");
+        let lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
+        let pointer = refused("m.csv", lfs);
+        assert_eq!(pointer.0, "m.csv is a Git LFS pointer, not the file it stands for, wanted a CSV table");
+        assert!(pointer.1.contains("git lfs pull"));
+        assert_eq!(
+            refused("m.tsv", "<!DOCTYPE html>").0,
+            "m.tsv is an HTML page, wanted a table of tab-separated values"
+        );
+        let twice = refused("m.csv", "path,prompt,path\na,b,c\n").0;
+        assert_eq!(twice, "m.csv has two columns for `path`: path, path");
     }
 
     #[test]
@@ -269,11 +198,16 @@ mod tests {
             (r#"{"prompt": "a", "file": "b"}"#, "m.jsonl line 3 has no column `path` (it has: prompt, file)"),
             (r#"{"prompt": "a", "path": ""}"#, "m.jsonl line 3: `path` is empty"),
             (r#"{"prompt": "a", "path": "b", "seed": 1.5}"#, "m.jsonl line 3: `seed` is 1.5, wanted a whole number"),
-            ("[]", "m.jsonl line 3: invalid type: sequence, expected a map at line 1 column 0"),
+            ("[]", "m.jsonl line 3: an array, wanted an object"),
+            ("\"a\"", "m.jsonl line 3: \"a\", wanted an object"),
         ] {
             assert_eq!(refused("m.jsonl", format!("{good}\n\n{bad}\n")).0, wanted);
         }
-        assert_eq!(refused("m.jsonl", "").0, "no rows in m.jsonl");
+        assert_eq!(refused("m.jsonl", "").0, "m.jsonl is an empty file (0 bytes), wanted JSON lines");
+        assert_eq!(refused("m.jsonl", "\n").0, "no rows in m.jsonl");
+        assert_eq!(refused("m.json", "[]").0, "no rows in m.json");
+        let object = "m.json is one JSON object (its keys: prompt), wanted an array of objects";
+        assert_eq!(refused("m.json", r#"{"prompt": {"0": "a"}}"#).0, object);
     }
 
     #[test]
@@ -284,7 +218,73 @@ mod tests {
         };
         let missing = "pandas.parquet has no column `path` (it has: prompt, pos_path, neg_path, age, style, id)";
         assert_eq!(refused("pandas.parquet"), (crate::ErrorKind::Data, missing.to_owned()));
-        let other = "manifest a.png: wanted a file that ends in .parquet, .csv or .jsonl";
+        let other = "manifest a.png: wanted a file that ends in .parquet, .csv, .tsv, .json or .jsonl";
         assert_eq!(refused("a.png"), (crate::ErrorKind::Usage, other.to_owned()));
+        let error = Manifest::read(Path::new("https://example.org/m.csv")).unwrap_err().to_string();
+        assert!(error.starts_with("`https://example.org/m.csv` is a URL, wanted a table"), "{error}");
+    }
+
+    /// Rows as the text of a table in every format, less parquet.
+    fn written(rows: &[(String, String, u64)]) -> [(&'static str, String); 4] {
+        let delimited = |delimiter: u8| {
+            let mut table = csv::WriterBuilder::new().delimiter(delimiter).from_writer(Vec::new());
+            table.write_record(["prompt", "path", "seed"]).unwrap();
+            for (prompt, path, seed) in rows {
+                table.write_record([prompt, path, &seed.to_string()]).unwrap();
+            }
+            String::from_utf8(table.into_inner().unwrap()).unwrap()
+        };
+        let object = |(prompt, path, seed): &(String, String, u64)| {
+            serde_json::json!({ "prompt": prompt, "path": path, "seed": seed }).to_string()
+        };
+        let objects: Vec<String> = rows.iter().map(object).collect();
+        [
+            ("m.csv", delimited(b',')),
+            ("m.tsv", delimited(b'\t')),
+            ("m.json", format!("[{}]\n", objects.join(",\n"))),
+            ("m.jsonl", objects.join("\n") + "\n"),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_byte_order_mark_and_the_kind_of_line_ends_change_nothing(
+            rows in prop::collection::vec(("[a-zß狐 ,;\"'\t]{0,12}", "[a-z/]{1,8}", any::<u64>()), 1..6),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, text) in written(&rows) {
+                let file = folder.path().join(name);
+                let read = |text: String| {
+                    fs_err::write(&file, text).unwrap();
+                    let Manifest { prompts, rows, .. } = Manifest::read_labelled(&file, None).unwrap();
+                    let row = |row: ManifestRow| (prompts[row.prompt as usize].clone(), row.path, row.seed.unwrap());
+                    rows.into_iter().map(row).collect::<Vec<_>>()
+                };
+                let windows = text.replace('\n', "\r\n");
+                for text in [format!("\u{feff}{text}"), format!("\u{feff}{windows}"), windows, text] {
+                    prop_assert_eq!(&read(text), &rows, "{}", name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn folders_and_globs_are_one_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = folder.path().join("m.parquet");
+        for (part, style) in [("style=oil", "a"), ("style=ink", "b")] {
+            let place = table.join(part);
+            fs_err::create_dir_all(&place).unwrap();
+            fs_err::copy(Path::new(TABLES).join("manifest.parquet"), place.join(format!("part-{style}.parquet")))
+                .unwrap();
+        }
+        fs_err::write(table.join("_SUCCESS"), "").unwrap();
+        let manifest = Manifest::read_labelled(&table, Some("style")).unwrap();
+        assert_eq!(manifest.labels, ["ink", "ink", "ink", "oil", "oil", "oil"]);
+        assert_eq!((manifest.prompts.len(), manifest.images.len()), (2, 4));
+        // Each file's paths start at its own folder.
+        assert_eq!(manifest.images[0].label(), table.join("style=ink/a.png").display().to_string());
+        assert_eq!(Manifest::read(&table.join("*/*.parquet")).unwrap().content_hash(), manifest.content_hash());
     }
 }

@@ -1,13 +1,22 @@
 //! From files to triplets: parquet rows, manifests, preflight, image decoding, worker threads.
 
 pub(crate) mod columns;
+mod content;
+mod delimited;
 mod distinct;
+mod folder;
+mod format;
 pub mod image;
 pub mod image_set;
 pub mod image_sets;
+mod json;
 pub mod loader;
 pub mod manifest;
+mod parts;
 pub mod preflight;
 pub mod prompts;
+mod rows;
 pub mod source;
 pub mod triplets;
+
+pub use content::content_hash;

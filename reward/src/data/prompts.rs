@@ -1,102 +1,99 @@
-//! Prompts from a file: one per line of text, or the column `prompt` of a table.
+//! Prompts from a file: one per line of text, or a column of a table.
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::columns::{NullRows, Table, missing_column, strings};
-use super::source::not_opened;
-use crate::{Error, Result};
+use super::delimited::header;
+use super::format::Format;
+use super::parts::{Part, parts};
+use super::rows::{self, Column, Kind};
+use crate::{Error, Result, foreign::Foreign, text};
 
-/// Rows of a parquet file held at a time.
-const BATCH_ROWS: usize = 4096;
-/// The column that holds them.
-const COLUMN: &str = "prompt";
+/// The columns that hold prompts, the first that a table has.
+const COLUMNS: [&str; 3] = ["prompt", "text", "caption"];
 
-/// The prompts of a file in its order: the column `prompt` of `.parquet`, `.csv` or `.jsonl`; of any other file its lines,
-/// less white space around them, without empty ones. A table may hold empty prompts.
+/// The prompts of a file in its order: of a table (`.parquet`, `.csv`, `.tsv`, `.json`, `.jsonl`, or a folder or glob of them)
+/// the column `prompt`, else `text`, else `caption`, in upper or lower case, or the strings of a JSON array; of any other file its
+/// lines, less white space around them, without empty ones. A table may hold empty prompts.
 ///
 /// # Errors
 ///
-/// An unreadable file, text that is not UTF-8, a missing column, a cell that is null or not a string, or no prompt at all.
+/// An unreadable file, text that is not UTF-8, a table by another name, a missing column, a cell that is null or not a string, or
+/// no prompt at all.
 pub fn read(file: &Path) -> Result<Vec<String>> {
-    if file.is_dir() {
-        return Err(Error::data(format!("{} is a folder, wanted a file of prompts", file.display())));
+    read_noted(file, &mut |_| ())
+}
+
+/// As [`read`]; `note` gets a line for each file whose prompts are not from a column `prompt`.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_noted(file: &Path, note: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
+    let mut prompts = Vec::new();
+    for part in parts(&[file])? {
+        match Format::of(&part.path) {
+            None => lines(&text_of(&part.path)?, &mut prompts),
+            Some(_) => table(&part, &mut prompts, note)?,
+        }
     }
-    let prompts =
-        match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
-            Some("parquet") => parquet(file)?,
-            Some("csv") => csv(file)?,
-            Some("jsonl" | "ndjson") => json_lines(file)?,
-            _ => lines(&text(file)?),
-        };
     if prompts.is_empty() {
         return Err(Error::data(format!("no prompts in {}", file.display()))
-            .hint("one prompt per line, or a table (.parquet, .csv, .jsonl) with a column `prompt`"));
+            .hint("one prompt per line, or a table (.parquet, .csv, .tsv, .json, .jsonl) with a column `prompt`"));
     }
     Ok(prompts)
 }
 
-fn text(file: &Path) -> Result<String> {
-    let bytes = fs_err::read(file).map_err(|error| not_opened(file, error))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let line =
-            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-        Error::data(format!("{} line {line}: not UTF-8 text", file.display()))
-            .hint("save it as UTF-8; a table's name ends in .parquet, .csv or .jsonl")
-    })?;
-    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+fn table(part: &Part, prompts: &mut Vec<String>, note: &mut dyn FnMut(&str)) -> Result<()> {
+    let column = Column { any_case: true, ..Column::new(&COLUMNS, Kind::Text) };
+    let names = rows::read(part, &[column], &mut |cells| prompts.extend(cells[0].text().map(str::to_owned)))?;
+    match &names[..] {
+        [Some(name)] if name != COLUMNS[0] => {
+            note(&format!("{}: the prompts are those of its column `{name}`", part.path.display()));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
-fn lines(text: &str) -> Vec<String> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+/// The text of a file whose name is no table's.
+fn text_of(file: &Path) -> Result<String> {
+    let text = text::read(file, "prompts")?;
+    if text.is_empty() {
+        return Err(Foreign::Empty.error(file.display(), "prompts"));
+    }
+    let Some((what, ending)) = table_in(&text) else { return Ok(text) };
+    Err(Error::data(format!("{} holds {what}, wanted a prompt a line", file.display()))
+        .hint(format!("a table is read as one if its name ends in {ending}: rename it")))
 }
 
-fn parquet(file: &Path) -> Result<Vec<String>> {
-    let table = Table::open(file)?;
-    table.require(&[COLUMN])?;
-    let (mut prompts, mut nulls, mut row) = (Vec::new(), NullRows::default(), 0);
-    for batch in table.batches(&[COLUMN], BATCH_ROWS)? {
-        for prompt in strings(file, &batch?, COLUMN)? {
-            match prompt {
-                Some(prompt) => prompts.push(prompt.to_owned()),
-                None => nulls.add(row),
-            }
-            row += 1;
+/// The table that a text looks like, and the ending that would say so.
+fn table_in(text: &str) -> Option<(&'static str, &'static str)> {
+    let first = text.lines().find(|line| !line.trim().is_empty())?.trim();
+    if first.starts_with('[') && serde_json::from_str::<Vec<Value>>(text).is_ok() {
+        return Some(("a JSON array", ".json"));
+    }
+    if first.starts_with('{') {
+        if serde_json::from_str::<Value>(first).is_ok() {
+            return Some(("JSON lines", ".jsonl"));
+        }
+        if serde_json::from_str::<Value>(text).is_ok() {
+            return Some(("a JSON object", ".json"));
         }
     }
-    nulls.check(file, COLUMN)?;
-    Ok(prompts)
-}
-
-fn csv(file: &Path) -> Result<Vec<String>> {
-    let wrong = |error: csv::Error| Error::data(format!("{}: {error}", file.display()));
-    let mut table = csv::Reader::from_reader(fs_err::File::open(file).map_err(|error| not_opened(file, error))?);
-    let header = table.headers().map_err(wrong)?.clone();
-    let column = header
-        .iter()
-        .position(|name| name == COLUMN)
-        .ok_or_else(|| missing_column(file.display(), &[COLUMN], header.iter()))?;
-    // Every record has the header's length, or the reader refuses it.
-    table.records().map(|record| Ok(record.map_err(wrong)?[column].to_owned())).collect()
-}
-
-fn json_lines(file: &Path) -> Result<Vec<String>> {
-    let text = text(file)?;
-    let numbered = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
-    let prompt = |(line, number): (&str, u64)| {
-        let wrong = |what: &dyn std::fmt::Display| Error::data(format!("{} line {number}: {what}", file.display()));
-        let mut object: Map<String, Value> = serde_json::from_str(line).map_err(|error| wrong(&error))?;
-        match object.remove(COLUMN) {
-            Some(Value::String(prompt)) => Ok(prompt),
-            Some(other) => Err(wrong(&format_args!("`{COLUMN}` is {other}, wanted a string"))),
-            None => {
-                let place = format!("{} line {number}", file.display());
-                Err(missing_column(place, &[COLUMN], object.keys().map(String::as_str)))
-            }
-        }
+    let has_prompts = |delimiter: u8| {
+        let header = header(first, delimiter).ok();
+        header.is_some_and(|header| header.iter().any(|name| name.eq_ignore_ascii_case(COLUMNS[0])))
     };
-    numbered.map(prompt).collect()
+    if has_prompts(b'\t') && first.contains('\t') {
+        return Some(("a table of tab-separated values", ".tsv"));
+    }
+    [b',', b';'].into_iter().any(has_prompts).then_some(("a CSV table", ".csv"))
+}
+
+/// Lines end with `\n`, `\r\n` or, from old programs, `\r`.
+fn lines(text: &str, prompts: &mut Vec<String>) {
+    prompts.extend(text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
 }
 
 #[cfg(test)]
@@ -136,7 +133,81 @@ mod tests {
         assert_eq!(refused("p.csv", "prompt\n"), "no prompts in p.csv");
         assert_eq!(refused("p.csv", "promt\nx\n"), "p.csv has no column `prompt` (it has: promt)");
         assert_eq!(refused("p.jsonl", "{\"prompt\": 7}"), "p.jsonl line 1: `prompt` is 7, wanted a string");
-        assert_eq!(refused("p.txt", b"fox\nF\xfcchse\n"), "p.txt line 2: not UTF-8 text");
+        assert_eq!(refused("p.txt", b"fox\nF\xfcchse\n"), "p.txt line 2: not UTF-8 text, wanted prompts");
+        assert_eq!(refused("p.txt", ""), "p.txt is an empty file (0 bytes), wanted prompts");
         assert_eq!(read(Path::new("none.txt")).unwrap_err().to_string(), "none.txt does not exist");
+    }
+
+    #[test]
+    fn published_lists_are_read_as_what_they_are() {
+        let wanted = ["a red fox", "an owl"];
+        for (name, content, column) in [
+            // HPSv2's benchmark, ImageReward's refl_data.json, a column of Pick-a-Pic.
+            ("anime.json", "[\"a red fox\", \n \"an owl\"]", None),
+            ("refl_data.json", r#"[{"id": "1", "text": "a red fox"}, {"id": "2", "text": "an owl"}]"#, Some("text")),
+            ("pick.json", r#"[{"caption": "a red fox", "w": [1]}, {"caption": "an owl"}]"#, Some("caption")),
+            ("lines.json", "{\"prompt\": \"a red fox\"}\n{\"prompt\": \"an owl\"}\n", None),
+            ("strings.jsonl", "\"a red fox\"\n\"an owl\"\n", None),
+            ("array.jsonl", "[{\"prompt\": \"a red fox\"}, {\"prompt\": \"an owl\"}]", None),
+            ("PartiPrompts.tsv", "Prompt\tCategory\tNote\na red fox\tAnimals\t\nan owl\tAnimals\tx\n", Some("Prompt")),
+            ("laion.csv", "URL,TEXT\nx,a red fox\ny,an owl\n", Some("TEXT")),
+            ("both.csv", "text,prompt\nx,a red fox\ny,an owl\n", None),
+            ("excel.csv", "id;prompt\n1;a red fox\n2;an owl\n", None),
+            ("tabs.csv", "id\tprompt\n1\ta red fox\n2\tan owl\n", None),
+            ("pandas.csv", ",\"prompt\"\r\n0,a red fox\r\n1,\"an owl\"\r\n", None),
+            ("mac.txt", "a red fox\ran owl\r", None),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join(name);
+            fs_err::write(&file, content).unwrap();
+            let mut notes = Vec::new();
+            let prompts =
+                read_noted(&file, &mut |note| notes.push(note.to_owned())).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(prompts, wanted, "{name}");
+            let said = column.map(|name| format!("{}: the prompts are those of its column `{name}`", file.display()));
+            assert_eq!(notes, Vec::from_iter(said), "{name}");
+        }
+    }
+
+    #[test]
+    fn tables_by_another_name_are_refused() {
+        for (content, what) in [
+            ("[\"a fox\",\n\"an owl\"]", "a JSON array"),
+            ("\u{feff}[{\"prompt\": \"a fox\"}]", "a JSON array"),
+            ("{\"prompt\": \"a fox\"}\n{\"prompt\": \"an owl\"}\n", "JSON lines"),
+            ("{\n\"prompt\": [\"a fox\"]}", "a JSON object"),
+            ("prompt,path\na fox,a.png\n", "a CSV table"),
+            ("\"path\";\"Prompt\"\na.png;a fox\n", "a CSV table"),
+            ("Prompt\tCategory\na fox\tAnimals\n", "a table of tab-separated values"),
+            ("prompt\na fox\n", "a CSV table"),
+        ] {
+            assert_eq!(refused("p.txt", content), format!("p.txt holds {what}, wanted a prompt a line"));
+            assert_eq!(refused("p", content), format!("p holds {what}, wanted a prompt a line"));
+        }
+        assert_eq!(refused("p.txt", b"a fox\nan\0owl"), "p.txt line 2: a NUL byte, so this is no text, wanted prompts");
+        let parquet = fs_err::read(Path::new(TABLES).join("manifest.parquet")).unwrap();
+        assert_eq!(refused("p.txt", &parquet), "p.txt is a parquet file, wanted prompts");
+        assert_eq!(refused("p.csv", &parquet), "p.csv is a parquet file, wanted a CSV table");
+        assert_eq!(
+            refused("p.parquet", "prompt\na fox\n").split(':').next().unwrap(),
+            "p.parquet is text, not a parquet file"
+        );
+        // These are prompts, as web UIs weigh and schedule them.
+        for prompt in ["[fox:owl:0.5], night", "{red|blue} fox", "[a fox]", "a prompt, a path", "a fox, text, 4k"] {
+            assert_eq!(in_file("p.txt", prompt).unwrap(), [prompt]);
+        }
+    }
+
+    #[test]
+    fn json_of_another_shape_is_refused() {
+        let object = "p.json is one JSON object (its keys: prompt), wanted an array of strings or objects";
+        assert_eq!(refused("p.json", r#"{"prompt": {"0": "a fox"}}"#), object);
+        assert_eq!(refused("p.json", "[\"a\", 7]"), "p.json row 1: 7, wanted a string or an object");
+        assert_eq!(refused("p.json", "[{\"prompt\": null}]"), "p.json row 0: `prompt` is null, wanted a string");
+        assert!(refused("p.json", "[\"a\",").starts_with("p.json: EOF while parsing"));
+        assert_eq!(refused("p.json", "[]"), "no prompts in p.json");
+        let quote = "p.csv line 3: a quote that is opened and never closed";
+        assert_eq!(refused("p.csv", "prompt\na fox\n\"an owl\nx\n"), quote);
+        assert_eq!(in_file("p.csv", "prompt\n\"an\nowl\n\"\na 5\" fox\n").unwrap(), ["an\nowl\n", "a 5\" fox"]);
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{Error, Result};
+use crate::{Error, Result, foreign};
 
 /// An image that can be read again at any time, from any thread.
 #[derive(Debug, Clone)]
@@ -86,6 +86,9 @@ pub(crate) fn not_opened(path: &Path, error: std::io::Error) -> Error {
 }
 
 fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>> {
+    if let Some(error) = path.to_str().and_then(|text| foreign::url(text, "an image file")) {
+        return Err(error);
+    }
     let metadata = fs_err::metadata(path).map_err(|error| not_opened(path, error))?;
     if !metadata.is_file() {
         let found = if metadata.is_dir() { "a folder" } else { "not a regular file" };
@@ -110,6 +113,8 @@ mod tests {
         fs_err::write(folder.path().join("empty.jpg"), b"").unwrap();
         assert_eq!(read(""), "DIR/ is a folder, wanted an image file");
         assert_eq!(read("none.jpg"), "DIR/none.jpg does not exist");
+        let url = ImageSource::File("s3://bucket/a.png".into()).read().unwrap_err().to_string();
+        assert!(url.starts_with("`s3://bucket/a.png` is a URL, wanted an image file"), "{url}");
         assert_eq!(read("empty.jpg"), "DIR/empty.jpg is empty (0 bytes), wanted an image");
     }
 }

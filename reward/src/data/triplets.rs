@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 
-use super::columns::{ImageCell, ImageColumn, NullRows, Table, expand, labels, strings};
+use super::columns::{ImageCell, ImageColumn, NullRows, Table, labels, strings};
+use super::content::Cells;
 use super::distinct::{Cell, DistinctImages, DistinctStrings};
+use super::parts::{Part, parts};
 use super::source::ImageSource;
-use crate::{Error, Result};
+use crate::{Error, Result, foreign};
 
 /// Rows held at a time; few where images are embedded, as a row may hold megabytes.
 const BATCH_ROWS: usize = 4096;
@@ -40,6 +42,8 @@ pub struct Triplets {
     /// The place of each row among all that were read, and the files with the place of their first row.
     places: Vec<u32>,
     files: Vec<(PathBuf, u32)>,
+    /// The hash of all cells that were read.
+    cells: blake3::Hash,
 }
 
 /// A column by whose values accuracy is broken down.
@@ -61,7 +65,7 @@ pub struct ReadOptions {
 }
 
 impl Triplets {
-    /// Reads parquet files, given as paths and globs.
+    /// Reads parquet files, given as paths, globs and folders.
     ///
     /// Columns: `prompt` (strings), and for each of `pos` and `neg` either `pos_image` (bytes, or Hugging Face's
     /// `{bytes, path}`, where bytes win) or `pos_path` (strings). Other columns are not read.
@@ -71,15 +75,18 @@ impl Triplets {
     /// No file matches, a file is unreadable, a column is missing or has another type, a cell is null (rows count
     /// from 0 within their file, as in pandas), or there is no row at all.
     pub fn read(files: &[String], options: &ReadOptions) -> Result<Self> {
-        let paths = expand(files)?;
+        let root = options.image_root.as_deref().and_then(Path::to_str);
+        if let Some(error) = root.and_then(|root| foreign::url(root, "a folder of images")) {
+            return Err(error);
+        }
         let mut reader = Reader::default();
-        for path in &paths {
-            reader.add(path, options)?;
+        for part in &parts(files)? {
+            reader.add(part, options)?;
         }
         if reader.rows.is_empty() {
             return Err(Error::data(format!("no rows in {}", files.join(", "))));
         }
-        let Reader { prompts, images, rows, slices, files } = reader;
+        let Reader { prompts, images, rows, slices, files, cells } = reader;
         Ok(Self {
             prompts: prompts.into_names(),
             images: images.sources,
@@ -87,6 +94,7 @@ impl Triplets {
             rows,
             slices: options.slice_by.clone().map(|column| Slices { column, values: slices }),
             files,
+            cells: cells.hash(),
         })
     }
 
@@ -100,6 +108,16 @@ impl Triplets {
         let file = self.files.partition_point(|(_, first)| *first <= place) - 1;
         let (path, first) = &self.files[file];
         (path, (place - first) as usize)
+    }
+
+    /// The hash of the rows: prompts, paths as the table spells them, embedded images by content, and which of all rows are
+    /// kept. Where the table lies and how it is split into files does not count.
+    pub fn content_hash(&self) -> String {
+        let kept = self.places.iter().map(|place| place.to_le_bytes());
+        let mut rows = Cells::default();
+        rows.add(self.cells.as_bytes());
+        kept.for_each(|place| rows.add(&place));
+        rows.hash().to_hex().to_string()
     }
 
     /// The same rows less those that use one of these images; prompts and images that no row uses any more go too, so
@@ -126,6 +144,7 @@ impl Triplets {
             slices: self.slices.map(|Slices { column, values }| Slices { column, values: kept(values, &keep) }),
             places: kept(self.places, &keep),
             files: self.files,
+            cells: self.cells,
         }
     }
 }
@@ -168,11 +187,12 @@ struct Reader {
     rows: Vec<Triplet>,
     slices: Vec<String>,
     files: Vec<(PathBuf, u32)>,
+    cells: Cells,
 }
 
 impl Reader {
-    fn add(&mut self, path: &Path, options: &ReadOptions) -> Result<()> {
-        let table = Table::open(path)?;
+    fn add(&mut self, part: &Part, options: &ReadOptions) -> Result<()> {
+        let (table, path) = (Table::open_part(part)?, &part.path);
         table.require(&["prompt"])?;
         let positive = table.require(&["pos_image", "pos_path"])?;
         let negative = table.require(&["neg_image", "neg_path"])?;
@@ -185,8 +205,8 @@ impl Reader {
 
         let mut nulls = [NullRows::default(), NullRows::default(), NullRows::default()];
         let folder = path.parent().unwrap_or(Path::new(""));
-        let mut part = Part {
-            path: Arc::from(path),
+        let mut reading = Reading {
+            path: Arc::from(path.as_path()),
             root: options.image_root.as_deref().unwrap_or(folder),
             positive,
             negative,
@@ -195,17 +215,19 @@ impl Reader {
         self.files.push((path.to_owned(), self.rows.len() as u32));
         for batch in batches {
             let batch = batch?;
-            part.read(&batch, self, &mut nulls)?;
+            reading.read(&batch, self, &mut nulls)?;
             if let Some(slice_by) = options.slice_by.as_deref() {
                 self.slices.extend(labels(path, &batch, slice_by)?);
             }
         }
-        ["prompt", positive, negative].iter().zip(&nulls).try_for_each(|(column, nulls)| nulls.check(path, column))
+        nulls[0].check(path, "prompt", "null")?;
+        nulls[1].check(path, positive, "null or empty")?;
+        nulls[2].check(path, negative, "null or empty")
     }
 }
 
 /// The file being read.
-struct Part<'a> {
+struct Reading<'a> {
     path: Arc<Path>,
     root: &'a Path,
     positive: &'static str,
@@ -213,16 +235,17 @@ struct Part<'a> {
     rows: usize,
 }
 
-impl Part<'_> {
+impl Reading<'_> {
     fn read(&mut self, batch: &RecordBatch, into: &mut Reader, nulls: &mut [NullRows; 3]) -> Result<()> {
         let prompts = strings(&self.path, batch, "prompt")?;
         let positives = ImageColumn::new(&self.path, batch, self.positive, self.positive == "pos_image")?;
         let negatives = ImageColumn::new(&self.path, batch, self.negative, self.negative == "neg_image")?;
         for (index, prompt) in prompts.iter().enumerate() {
             let row = self.rows + index;
+            into.cells.add(prompt.unwrap_or_default().as_bytes());
             let prompt = prompt.map(|prompt| into.prompts.index(prompt));
-            let positive = self.image(positives.get(index), row, self.positive, &mut into.images)?;
-            let negative = self.image(negatives.get(index), row, self.negative, &mut into.images)?;
+            let positive = self.image(positives.get(index), row, self.positive, into)?;
+            let negative = self.image(negatives.get(index), row, self.negative, into)?;
             let cells = [prompt, positive, negative];
             if let [Some(prompt), Some(positive), Some(negative)] = cells {
                 into.rows.push(Triplet { prompt, positive, negative });
@@ -240,12 +263,19 @@ impl Part<'_> {
         cell: Option<ImageCell>,
         row: usize,
         column: &'static str,
-        images: &mut DistinctImages,
+        into: &mut Reader,
     ) -> Result<Option<u32>> {
         Ok(match cell {
             None => None,
-            Some(ImageCell::Path(path)) => Some(images.file(self.root, path)),
-            Some(ImageCell::Bytes(bytes)) => Some(images.embedded(bytes, &Cell { table: &self.path, row, column })?),
+            Some(ImageCell::Path(path)) => {
+                into.cells.add(path.as_bytes());
+                Some(into.images.file(self.root, path))
+            }
+            Some(ImageCell::Bytes(bytes)) => {
+                let index = into.images.embedded(bytes, &Cell { table: &self.path, row, column })?;
+                into.cells.add(into.images.sources[index as usize].identity().as_bytes());
+                Some(index)
+            }
         })
     }
 }

@@ -174,6 +174,7 @@ pub fn evaluate<'a>(
         observer.event(&Event::Warning(&format!("{mismatch}; only pairs are compared")));
     }
     let sets: Vec<&ImageSet> = judged.iter().chain(baseline).collect();
+    sets.iter().flat_map(|set| &set.notes).for_each(|note| observer.event(&Event::Warning(note)));
     let hashes = sets.iter().map(|set| row_hashes(set, &run)).collect::<Result<Vec<_>>>()?;
     let mut scorer = Scorer { run: &run, sets: &sets, hashes: &hashes, store, clips: HashMap::new(), computed: 0 };
     let measured = scorer.measure(&options.metrics);

@@ -16,6 +16,7 @@ use parquet::{
 use crate::{
     Error, Result,
     data::columns::{Table, strings, whole_numbers},
+    seed,
     weights::save::replace_file,
 };
 
@@ -38,7 +39,7 @@ pub struct ScoreRow {
     /// As the image set spells it.
     pub path: String,
     /// What it was made from.
-    pub seed: i64,
+    pub seed: u64,
     /// Label of the metric.
     pub metric: String,
     /// Absent where the metric has none for this image.
@@ -61,7 +62,7 @@ impl ScoreRow {
     }
 
     /// What it is the score of, whatever the image and the set looked like then.
-    fn place(&self) -> (&str, &str, &str, i64, &str, &str) {
+    fn place(&self) -> (&str, &str, &str, u64, &str, &str) {
         let Self { set, prompt, path, seed, metric, checkpoint_sha256, .. } = self;
         (set, prompt, path, *seed, metric_name(metric), checkpoint_sha256)
     }
@@ -137,7 +138,7 @@ fn read(path: &Path) -> Result<Vec<ScoreRow>> {
             TEXT_COLUMNS.map(|column| strings(path, &batch, column));
         let (set, prompt, path_column, metric) = (set?, prompt?, path_column?, metric?);
         let (convention, image, checkpoint) = (convention?, image?, checkpoint?);
-        let seeds = whole_numbers(path, &batch, "seed")?;
+        let seeds = whole_numbers(path, &batch, "seed", 0)?;
         let Some(scores) = batch["score"].as_primitive_opt::<Float64Type>() else {
             return Err(Error::data(format!("{}: not a table of scores", path.display())));
         };
@@ -145,7 +146,7 @@ fn read(path: &Path) -> Result<Vec<ScoreRow>> {
             set: set.value(row).to_owned(),
             prompt: prompt.value(row).to_owned(),
             path: path_column.value(row).to_owned(),
-            seed: seeds.value(row),
+            seed: seeds.get(row).unwrap_or_default(),
             metric: metric.value(row).to_owned(),
             score: scores.is_valid(row).then(|| scores.value(row)),
             convention: convention.value(row).to_owned(),
@@ -157,7 +158,9 @@ fn read(path: &Path) -> Result<Vec<ScoreRow>> {
 }
 
 fn encode(rows: &[&ScoreRow]) -> Result<Vec<u8>, parquet::errors::ParquetError> {
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
+    let unsigned = seed::parquet_annotation(rows.iter().map(|row| row.seed));
+    let schema = SCHEMA.replace("int64 seed", &format!("int64 seed{unsigned}"));
+    let schema = Arc::new(parse_message_type(&schema)?);
     let mut file = SerializedFileWriter::new(Vec::new(), schema.clone(), Arc::new(WriterProperties::default()))?;
     let mut group = file.next_row_group()?;
     for field in schema.get_fields() {
@@ -165,7 +168,7 @@ fn encode(rows: &[&ScoreRow]) -> Result<Vec<u8>, parquet::errors::ParquetError> 
         let Some(mut column) = group.next_column()? else { break };
         match field.name() {
             "seed" => {
-                let values: Vec<i64> = rows.iter().map(|row| row.seed).collect();
+                let values: Vec<i64> = rows.iter().map(|row| row.seed as i64).collect();
                 column.typed::<Int64Type>().write_batch(&values, None, None)?
             }
             "score" => {
@@ -205,7 +208,7 @@ mod tests {
             set: "s".to_owned(),
             prompt: "a fox".to_owned(),
             path: format!("{image}.png"),
-            seed: -3,
+            seed: u64::MAX - 2,
             metric: metric.to_owned(),
             score,
             convention: "c".to_owned(),

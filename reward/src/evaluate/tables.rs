@@ -96,7 +96,7 @@ mod tests {
 
     /// Images of the prompts a, a, b, c.
     fn set(name: &str, labels: &[&str]) -> ImageSet {
-        let row = |(image, prompt): (u32, u32)| SetRow { prompt, image, path: String::new(), seed: i64::from(image) };
+        let row = |(image, prompt): (u32, u32)| SetRow { prompt, image, path: String::new(), seed: u64::from(image) };
         ImageSet {
             name: name.to_owned(),
             folder: Default::default(),
@@ -105,6 +105,7 @@ mod tests {
             rows: (0..).zip([0, 0, 1, 2]).map(row).collect(),
             settings: BTreeMap::new(),
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            notes: Vec::new(),
         }
     }
 

@@ -107,6 +107,7 @@ pub struct TrainConfig {
     /// Where to compute.
     pub device: DeviceName,
     /// Seed of the shuffling and of `random:` weights.
+    #[serde(with = "crate::seed")]
     pub seed: u64,
     /// CPU threads to compute with; absent: see [`crate::threads::settle`].
     pub threads: Option<NonZeroUsize>,

@@ -137,13 +137,15 @@ fn bad_tables_are_refused_by_name() {
         ("zero_rows_pandas.parquet", "no rows in zero_rows_pandas.parquet", ""),
         ("none.parquet", "none.parquet does not exist", ""),
         ("none-*.parquet", "no file matches `none-*.parquet`", ""),
-        ("sub", "sub is a folder, wanted a parquet file", "/sub/*.parquet` names the parquet files in it"),
+        ("sub", "sub is a folder that holds no table", ".json or .jsonl"),
+        ("zero.jpg", "zero.jpg is an empty file (0 bytes), wanted a parquet file", "get it again"),
+        ("text.parquet", "text.parquet is text, not a parquet file", ".json, .jsonl"),
     ] {
         let (message, hint) = refused(&[file], &ReadOptions::default());
         assert_eq!(message, wanted);
         assert!(hint.ends_with(hinted), "{hint}");
     }
-    for file in ["truncated.parquet", "text.parquet", "zero.jpg"] {
+    for file in ["truncated.parquet", "a.png"] {
         let (message, hint) = refused(&[file], &ReadOptions::default());
         assert!(message.contains(&format!("{file} is not a parquet file, or is cut short or damaged: ")), "{message}");
         assert!(!hint.is_empty());
@@ -167,5 +169,59 @@ fn a_parquet_cut_or_damaged_anywhere_is_an_error_or_reads() {
             fs_err::write(&file, &damaged).unwrap();
             let _ = Triplets::read(&files, &ReadOptions::default());
         }
+    }
+}
+
+#[test]
+fn the_content_hash_is_of_rows_not_of_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let hash = |files: &[&str]| {
+        let files: Vec<String> = files.iter().map(|file| format!("{TABLES}/{file}.parquet")).collect();
+        Triplets::read(&files, &ReadOptions::default()).unwrap().content_hash()
+    };
+    let wanted = hash(&["pandas"]);
+    // Other types, codecs and spellings of the path, another folder: the same rows.
+    let copy = folder.path().join("t.parquet").display().to_string();
+    fs_err::copy(format!("{TABLES}/pandas.parquet"), &copy).unwrap();
+    let moved = Triplets::read(&[copy], &ReadOptions::default()).unwrap();
+    assert_eq!(moved.content_hash(), wanted);
+    for same in ["./pandas", "codec_zstd", "dictionary", "large_string"] {
+        assert_eq!(hash(&[same]), wanted, "{same}");
+    }
+    // Embedded images count by content, not as paths.
+    assert_eq!(hash(&["binary"]), hash(&["struct_bytes"]));
+    assert_ne!(hash(&["binary"]), wanted);
+    assert_ne!(hash(&["pandas", "pandas"]), wanted);
+    assert_ne!(moved.clone().without(&HashSet::from([1])).content_hash(), wanted);
+    assert_eq!(moved.without(&HashSet::new()).content_hash(), wanted);
+}
+
+#[test]
+fn a_folder_of_spark_or_hive_is_one_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("t.parquet");
+    for part in ["colour=red/part-0.parquet", "colour=__HIVE_DEFAULT_PARTITION__/part-1.parquet"] {
+        let path = table.join(part);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::copy(format!("{TABLES}/pandas.parquet"), path).unwrap();
+    }
+    fs_err::write(table.join("_SUCCESS"), "").unwrap();
+    let sliced = |column: &str| {
+        let options = ReadOptions { slice_by: Some(column.to_owned()), ..ReadOptions::default() };
+        Triplets::read(&[table.display().to_string()], &options).map(|triplets| triplets.slices.unwrap().values)
+    };
+    assert_eq!(sliced("colour").unwrap(), ["null", "null", "null", "null", "red", "red", "red", "red"]);
+    // A column of the file's own is not of its folder.
+    assert_eq!(sliced("style").unwrap()[..4], ["oil", "null", "ink", "oil"]);
+    let error = sliced("color").unwrap_err();
+    assert_eq!(error.hint_text(), Some("did you mean `colour`?"));
+}
+
+#[test]
+fn links_are_kept_as_written_and_a_table_elsewhere_is_named() {
+    for (file, root) in [("https://example.org/t.parquet", None), ("x.parquet", Some("s3://bucket/images"))] {
+        let options = ReadOptions { image_root: root.map(Into::into), ..ReadOptions::default() };
+        let error = Triplets::read(&[file.to_owned()], &options).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("`{}` is a URL, wanted a", root.unwrap_or(file))), "{error}");
     }
 }

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use crate::{
     Error, Result,
     clip::block::{LayerNorm, Linear, Parameters},
+    text,
 };
 
 pub(super) const PREFIX: &str = "blip.text_encoder.";
@@ -31,8 +32,8 @@ impl BertConfig {
         let failed = |what: String| {
             Error::data(format!("{}: {what}", path.display())).hint("want med_config.json of THUDM/ImageReward")
         };
-        let config: Self =
-            serde_json::from_str(&fs_err::read_to_string(path)?).map_err(|error| failed(error.to_string()))?;
+        let config: Self = serde_json::from_str(&text::read(path, "med_config.json of THUDM/ImageReward")?)
+            .map_err(|error| failed(error.to_string()))?;
         if config.hidden_act != "gelu" {
             return Err(failed(format!("hidden_act is `{}`, want `gelu`", config.hidden_act)));
         }

@@ -10,6 +10,7 @@ use regex::Regex;
 use crate::{
     Error, Result,
     clip::clean::{Normalization, normal_form, pattern},
+    text,
 };
 
 /// A word of more letters is unknown.
@@ -32,7 +33,7 @@ impl WordPiece {
     /// # Errors
     /// The file cannot be read, or lacks BERT's special tokens.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = fs_err::read_to_string(path)?;
+        let text = text::read(path, "vocab.txt of bert-base-uncased")?;
         let ids: HashMap<String, i64> = text.lines().map(str::to_owned).zip(0..).collect();
         if let Some(missing) = ["[UNK]", "[CLS]", "[SEP]"].iter().find(|piece| !ids.contains_key(**piece)) {
             return Err(Error::data(format!("{}: no piece `{missing}`", path.display()))
