@@ -14,7 +14,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use reward::{clip::preprocess::load, data::image::DecodeOptions};
+use reward::{
+    clip::{preprocess::load, preprocessing::Preprocessing},
+    data::image::DecodeOptions,
+};
 use serde_json::Value;
 
 mod busy;
@@ -152,11 +155,12 @@ fn decode() -> Result<()> {
         let files: Vec<PathBuf> = fs_err::read_dir(&images)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
         let rate = |fast_for| -> Result<f64> {
             let options = DecodeOptions { fast_for, ..DecodeOptions::default() };
+            let openai = Preprocessing::default();
             let mut best = 0.0_f64;
             for _ in 0..3 {
                 let started = Instant::now();
                 for file in &files {
-                    std::hint::black_box(load(&fs_err::read(file)?, "", 224, &options)?);
+                    std::hint::black_box(load(&fs_err::read(file)?, "", 224, &openai, &options)?);
                 }
                 best = best.max(files.len() as f64 / started.elapsed().as_secs_f64());
             }

@@ -34,6 +34,7 @@ mod help;
 mod image_sets;
 #[cfg(feature = "torch")]
 mod interrupted;
+mod model_files;
 mod report_browser;
 #[cfg(feature = "torch")]
 mod same_losses;

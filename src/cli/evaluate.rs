@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
 use reward::{device::DeviceName, evaluate::metric::MetricSpec};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -46,6 +46,9 @@ pub(crate) struct EvaluateArgs {
     /// CLIP that diversity, fid-clip and kid-clip are measured with
     #[arg(long, value_name = "CKPT")]
     pub(crate) clip: Option<String>,
+    /// Overrides the activation of the CLIPs of social-reward, clip-score and --clip
+    #[arg(long, value_parser = PossibleValuesParser::new(["quick-gelu", "gelu"]))]
+    pub(crate) activation: Option<String>,
     /// Folder for scores.parquet, which is also the cache [default: the folder of the last of --images]
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,

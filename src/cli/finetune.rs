@@ -36,6 +36,9 @@ pub(crate) struct FinetuneArgs {
     /// The CLIP ViT-L/14 that the reward `aesthetic` stands on
     #[arg(long, value_name = "PATH")]
     clip: Option<String>,
+    /// Overrides the activation of the CLIPs of social-reward, clip-score and --clip
+    #[arg(long, value_parser = PossibleValuesParser::new(["quick-gelu", "gelu"]))]
+    activation: Option<String>,
     /// Unit of rewards: of the base model's images, or none [default: standardised]
     #[arg(long, value_parser = PossibleValuesParser::new(["standardised", "raw"]))]
     reward_scale: Option<String>,

@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
 }
 
 fn options(settings: &EvaluateArgs) -> Result<Options> {
-    let EvaluateArgs { clip, batch_size, num_workers, max_pixels, device, seed, .. } = settings;
+    let EvaluateArgs { clip, activation, batch_size, num_workers, max_pixels, device, seed, .. } = settings;
     let seed = seed.unwrap_or(0);
     let batch_size = batch_size.unwrap_or(32);
     if batch_size == 0 {
@@ -64,7 +64,7 @@ fn options(settings: &EvaluateArgs) -> Result<Options> {
         metrics: settings.specs()?,
         clip: clip.clone(),
         device: device.unwrap_or(reward::device::DeviceName::Auto),
-        open: OpenOptions { seed, ..OpenOptions::default() },
+        open: OpenOptions { activation: commands::activation(activation.as_deref())?, seed, architecture: None },
         embed: EmbedOptions { batch_size, workers, decode, on_bad_image: OnBadImage::Stop },
         seed,
     })

@@ -15,6 +15,7 @@ use reward::{
 use crate::{
     cli::{ExportArgs, ExportFormat},
     commands,
+    progress::Progress,
 };
 
 pub(crate) fn run(arguments: &ExportArgs) -> Result<ExitCode> {
@@ -26,6 +27,7 @@ pub(crate) fn run(arguments: &ExportArgs) -> Result<ExitCode> {
             .into());
     }
     let checkpoint = Checkpoint::open(&arguments.model, arguments.common.open_options()?)?;
+    checkpoint.announce(&Progress::new());
     let read = |name: &str, shape: &[usize]| checkpoint.read(name, shape);
     match arguments.format {
         ExportFormat::Hf => hugging_face_folder(output, &checkpoint.config, &read)?,

@@ -42,16 +42,19 @@ pub(crate) fn device(name: Option<DeviceName>, threads: Option<NonZeroUsize>) ->
     name
 }
 
+/// The activation of a flag or of a config's key.
+pub(crate) fn activation(name: Option<&str>) -> Result<Option<Activation>> {
+    match name {
+        None => Ok(None),
+        Some("quick-gelu") => Ok(Some(Activation::QuickGelu)),
+        Some("gelu") => Ok(Some(Activation::Gelu)),
+        Some(other) => Err(Error::usage(format!("activation `{other}`: want quick-gelu or gelu")).into()),
+    }
+}
+
 impl CommonArgs {
     pub(crate) fn open_options(&self) -> Result<OpenOptions<'static>> {
-        let activation = match self.activation.as_deref() {
-            None => None,
-            Some("quick-gelu") => Some(Activation::QuickGelu),
-            Some("gelu") => Some(Activation::Gelu),
-            Some(other) => {
-                return Err(Error::usage(format!("activation `{other}`: want quick-gelu or gelu")).into());
-            }
-        };
+        let activation = activation(self.activation.as_deref())?;
         Ok(OpenOptions { activation, seed: self.seed.unwrap_or(0), architecture: None })
     }
 }

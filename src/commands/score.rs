@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
     let (stop, progress) = (signals::listen()?, Progress::new());
     let checkpoint = Checkpoint::open(model, settings.common.open_options()?)?;
     let options = settings.images.embed_options(settings.batch_size, &checkpoint.config)?;
-    progress.line(&checkpoint.config.to_string());
+    checkpoint.announce(&progress);
     let tokens: Vec<Tokens> = manifest
         .prompts
         .iter()

@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &ValidateArgs) -> Result<ExitCode> {
     let options = settings.images.embed_options(settings.batch_size, &checkpoint.config)?;
     let read = ReadOptions { image_root: settings.images.image_root.clone(), slice_by: settings.slice_by.clone() };
     let triplets = Triplets::read(&settings.validation_file, &read)?;
-    progress.line(&checkpoint.config.to_string());
+    checkpoint.announce(&progress);
     let tokens: Vec<Tokens> = triplets
         .prompts
         .iter()

@@ -26,6 +26,10 @@ impl FinetuneConfig {
         if self.output.is_none() {
             return Err(missing("output", "a folder for the run"));
         }
+        if self.activation.is_some() && !self.reward.iter().any(|spec| spec.name.takes_activation()) {
+            let text = "activation is set: only the rewards `social-reward`, `clip-score` and `aesthetic` read it";
+            return Err(Error::usage(text));
+        }
         let standing = self.reward.iter().find(|spec| spec.name.needs_clip());
         match (standing, &self.clip) {
             (Some(spec), None) => {
@@ -174,6 +178,8 @@ impl FinetuneConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use reward::clip::config::Activation;
+
     use crate::finetune::config::tests::complete;
 
     #[test]
@@ -184,6 +190,14 @@ mod tests {
             ("--model", FinetuneConfig { model: None, ..complete() }),
             ("--reward", FinetuneConfig { reward: Vec::new(), ..complete() }),
             ("--clip", FinetuneConfig { reward: vec!["aesthetic=head.pth".parse().unwrap()], ..complete() }),
+            (
+                "activation is set",
+                FinetuneConfig {
+                    activation: Some(Activation::Gelu),
+                    reward: vec!["hps-v2=h.pt".parse().unwrap()],
+                    ..complete()
+                },
+            ),
             ("clip is set", FinetuneConfig { clip: Some("random:tiny".into()), ..complete() }),
             ("--prompts", FinetuneConfig { prompts: None, ..complete() }),
             ("--output", FinetuneConfig { output: None, ..complete() }),

@@ -3,7 +3,8 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use reward::{
-    device::DeviceName, optim::Schedule, run::changed_settings, score::spec::RewardSpec, train::config::Precision,
+    clip::config::Activation, device::DeviceName, optim::Schedule, run::changed_settings, score::spec::RewardSpec,
+    train::config::Precision,
 };
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,8 @@ pub struct FinetuneConfig {
     pub reward: Vec<RewardSpec>,
     /// The CLIP that a reward stands on whose file has none: `aesthetic`.
     pub clip: Option<String>,
+    /// Overrides the activation of a reward's CLIP that may have either.
+    pub activation: Option<Activation>,
     /// In which unit rewards are maximised.
     pub reward_scale: RewardScale,
     /// Images of the base model that give the scale.
@@ -167,6 +170,7 @@ impl Default for FinetuneConfig {
             model: None,
             reward: Vec::new(),
             clip: None,
+            activation: None,
             reward_scale: RewardScale::Standardised,
             scale_images: 64,
             prompts: None,

@@ -10,7 +10,7 @@ use std::{
 
 use rand::RngExt;
 use reward::{
-    clip::preprocess,
+    clip::{preprocess, preprocessing},
     data::{image, manifest::Manifest, source::ImageSource},
     event::{Event, Observer},
     native::memory,
@@ -129,7 +129,9 @@ impl Images {
         let [height, width] = self.size.map(i64::from);
         let source = &self.sources[picture as usize];
         let side = height.max(width);
-        let loaded = preprocess::load(&source.read()?, &source.label(), side as u32, &image::DecodeOptions::default())?;
+        let how = preprocessing::Preprocessing::default();
+        let options = image::DecodeOptions::default();
+        let loaded = preprocess::load(&source.read()?, &source.label(), side as u32, &how, &options)?;
         let square = Tensor::from_slice(&loaded.pixels).view([side, side, 3]).permute([2, 0, 1]);
         let (top, left) = ((side - height).div_euclid(2), (side - width).div_euclid(2));
         let pixels = square.narrow(1, top, height).narrow(2, left, width).contiguous();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use reward::{
     event::{Event, Observer},
     native::memory,
-    score::reward::Reward,
+    score::{reward::Reward, spec::LoadOptions},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -58,7 +58,8 @@ impl Parts {
         let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
         let mut rewards: Vec<Weighted> = Vec::new();
         for spec in &config.reward {
-            let reward = spec.load(config.clip.as_deref(), device, kind)?;
+            let (clip, activation) = (config.clip.as_deref(), config.activation);
+            let reward = spec.load_with(&LoadOptions { clip, activation, device, kind }, observer)?;
             needs_gradient(config.algorithm, reward.as_ref())?;
             let mut label = reward.name().to_owned();
             let same = rewards.iter().filter(|other| other.reward.name() == label).count();

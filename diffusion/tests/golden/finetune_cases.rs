@@ -36,7 +36,7 @@ impl Reward for Cosine {
     }
 
     fn score(&self, pixels: &Tensor, _: &[&str]) -> diffusion::Result<Tensor> {
-        let pixels = preprocess(pixels, self.clip.config.image_size as i64);
+        let pixels = preprocess(pixels, self.clip.config.image_size as i64, &self.clip.config.preprocessing);
         let image = unit(&self.clip.image_suffix(&pixels, Depth::Input));
         Ok((image * &self.text).sum_dim_intlist([1_i64].as_slice(), false, Kind::Float))
     }

@@ -1,11 +1,24 @@
-//! The shape of a CLIP: read from a Hugging Face `config.json`, inferred from tensor shapes, or one of the presets.
+//! What a CLIP is: inferred from tensor shapes, one of the presets, or read from a folder's files ([`super::hugging_face`],
+//! [`super::open_clip`]).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
+use super::preprocessing::Preprocessing;
 use crate::{Error, Result};
+
+/// What is believed of a file: beyond the largest CLIP published by far, and little enough to compute with.
+pub(super) mod bounds {
+    use super::RangeInclusive;
+
+    pub(in crate::clip) const LAYERS: RangeInclusive<usize> = 1..=512;
+    pub(in crate::clip) const WIDTH: RangeInclusive<usize> = 1..=1 << 16;
+    pub(in crate::clip) const MLP_WIDTH: RangeInclusive<usize> = 1..=1 << 20;
+    pub(in crate::clip) const PIXELS: RangeInclusive<usize> = 1..=1 << 14;
+    pub(in crate::clip) const CONTEXT: RangeInclusive<usize> = 1..=1 << 16;
+    pub(in crate::clip) const VOCABULARY: RangeInclusive<usize> = 1..=1 << 24;
+}
 
 /// The MLP's nonlinearity. The two cannot be told apart by tensor shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +28,22 @@ pub enum Activation {
     QuickGelu,
     /// Exact GELU: the open_clip ViT-H, ViT-g and ViT-bigG.
     Gelu,
+}
+
+impl Activation {
+    /// As it is written in settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QuickGelu => "quick-gelu",
+            Self::Gelu => "gelu",
+        }
+    }
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
 }
 
 /// Which token of a prompt is pooled.
@@ -76,6 +105,8 @@ pub struct ClipConfig {
     pub vocab_size: usize,
     /// The pooled token.
     pub end_of_text: EndOfText,
+    /// What is done to a picture before the model sees it.
+    pub preprocessing: Preprocessing,
 }
 
 impl ClipConfig {
@@ -161,6 +192,7 @@ impl ClipConfig {
             context_length: 77,
             vocab_size: 49408,
             end_of_text: EndOfText::HighestId,
+            preprocessing: Preprocessing::default(),
         })
     }
 
@@ -179,14 +211,16 @@ impl ClipConfig {
         };
         let layers = |prefix: &str| {
             let prefix = format!("{prefix}transformer.resblocks.");
-            shapes
-                .keys()
-                .filter_map(|key| key.strip_prefix(&prefix)?.split('.').next()?.parse::<usize>().ok())
-                .max()
-                .map_or(0, |last| last + 1)
+            let number = |key: &String| key.strip_prefix(&prefix)?.split('.').next()?.parse::<usize>().ok();
+            let last = shapes.keys().filter_map(|key| Some((number(key)?, key))).max();
+            match last {
+                Some((number, key)) => bounded(key, number.saturating_add(1), bounds::LAYERS, "blocks"),
+                None => Ok(0),
+            }
         };
         let (conv, projection) = (shape("visual.conv1.weight", 4)?, shape("visual.proj", 2)?);
-        let (vision_width, patch_size) = (conv[0], conv[2]);
+        let vision_width = bounded("visual.conv1.weight", conv[0], bounds::WIDTH, "channels")?;
+        let patch_size = bounded("visual.conv1.weight", conv[2], bounds::PIXELS, "pixels a patch")?;
         let positions = shape("visual.positional_embedding", 2)?[0];
         let grid = positions.saturating_sub(1).isqrt();
         if grid == 0 || grid * grid + 1 != positions {
@@ -195,7 +229,8 @@ impl ClipConfig {
             )));
         }
         let text_positions = shape("positional_embedding", 2)?;
-        let (context_length, text_width) = (text_positions[0], text_positions[1]);
+        let context_length = bounded("positional_embedding", text_positions[0], bounds::CONTEXT, "positions")?;
+        let text_width = bounded("positional_embedding", text_positions[1], bounds::WIDTH, "channels")?;
         let large = matches!(vision_width, 1280 | 1408 | 1664);
         let activation = if large { Activation::Gelu } else { Activation::QuickGelu };
         let tower = |prefix: &str, width: usize, heads: Option<usize>| -> Result<TowerConfig> {
@@ -204,146 +239,65 @@ impl ClipConfig {
                 return Err(Error::data(format!("cannot tell the number of heads of a tower of width {width}"))
                     .hint("give the architecture with --model (a Hugging Face CLIP folder of the same shape)"));
             }
-            let mlp_width = shape(&format!("{prefix}transformer.resblocks.0.mlp.c_fc.weight"), 2)?[0];
-            Ok(TowerConfig { width, layers: layers(prefix), heads, mlp_width, activation, layer_norm_eps: 1e-5 })
+            let key = format!("{prefix}transformer.resblocks.0.mlp.c_fc.weight");
+            let mlp_width = bounded(&key, shape(&key, 2)?[0], bounds::MLP_WIDTH, "channels")?;
+            Ok(TowerConfig { width, layers: layers(prefix)?, heads, mlp_width, activation, layer_norm_eps: 1e-5 })
         };
         Ok(Self {
-            embed_dim: projection[1],
+            embed_dim: bounded("visual.proj", projection[1], bounds::WIDTH, "channels")?,
             vision: tower("visual.", vision_width, large.then_some(16))?,
-            image_size: grid * patch_size,
+            image_size: bounded(
+                "visual.positional_embedding",
+                grid.saturating_mul(patch_size),
+                bounds::PIXELS,
+                "pixels",
+            )?,
             patch_size,
             text: tower("", text_width, None)?,
             context_length,
-            vocab_size: shape("token_embedding.weight", 2)?[0],
+            vocab_size: bounded(
+                "token_embedding.weight",
+                shape("token_embedding.weight", 2)?[0],
+                bounds::VOCABULARY,
+                "tokens",
+            )?,
             end_of_text: EndOfText::HighestId,
+            preprocessing: Preprocessing::default(),
         })
     }
 
-    /// Reads a Hugging Face `CLIPModel` config (transformers 4 and 5), with that library's defaults for absent fields.
-    ///
-    /// # Errors
-    /// Another `model_type`, or a field whose value is not supported, by name.
-    pub fn from_hugging_face(config: &Value) -> Result<Self> {
-        if let Some(kind) = config.get("model_type").and_then(Value::as_str).filter(|kind| *kind != "clip") {
-            return Err(Error::data(format!("config.json: model_type is `{kind}`, want `clip`")));
-        }
-        let text = section(config, "text_config");
-        let vision = section(config, "vision_config");
-        let field = |section: &Map<String, Value>, key: &str, default: u64| match section.get(key) {
-            None | Some(Value::Null) => Ok(default as usize),
-            Some(value) => value
-                .as_u64()
-                .filter(|number| *number > 0)
-                .map(|number| number as usize)
-                .ok_or_else(|| Error::data(format!("config.json: `{key}` is {value}, want a positive integer"))),
-        };
-        let tower = |section: &Map<String, Value>, defaults: [u64; 4]| -> Result<TowerConfig> {
-            let activation = match section.get("hidden_act").and_then(Value::as_str) {
-                None | Some("quick_gelu") => Activation::QuickGelu,
-                Some("gelu") => Activation::Gelu,
-                Some(other) => {
-                    return Err(Error::data(format!("config.json: hidden_act `{other}` is not supported"))
-                        .hint("supported: quick_gelu, gelu"));
-                }
-            };
-            let (width, heads) =
-                (field(section, "hidden_size", defaults[0])?, field(section, "num_attention_heads", defaults[1])?);
-            if !width.is_multiple_of(heads) {
-                return Err(Error::data(format!("config.json: {heads} heads do not divide hidden_size {width}")));
-            }
-            Ok(TowerConfig {
-                width,
-                heads,
-                layers: field(section, "num_hidden_layers", defaults[2])?,
-                mlp_width: field(section, "intermediate_size", defaults[3])?,
-                activation,
-                layer_norm_eps: section.get("layer_norm_eps").and_then(Value::as_f64).unwrap_or(1e-5),
-            })
-        };
-        let end = text.get("eos_token_id").and_then(Value::as_u64).unwrap_or(49407);
-        Ok(Self {
-            embed_dim: match config.get("projection_dim") {
-                Some(value) if value.is_u64() => value.as_u64().unwrap_or(512) as usize,
-                _ => field(&text, "projection_dim", 512)?,
-            },
-            vision: tower(&vision, [768, 12, 12, 3072])?,
-            image_size: field(&vision, "image_size", 224)?,
-            patch_size: field(&vision, "patch_size", 32)?,
-            text: tower(&text, [512, 8, 12, 2048])?,
-            context_length: field(&text, "max_position_embeddings", 77)?,
-            vocab_size: field(&text, "vocab_size", 49408)?,
-            // 2 was written by mistake for years; transformers pools at the highest id then.
-            end_of_text: if end == 2 { EndOfText::HighestId } else { EndOfText::Id(end as u32) },
-        })
-    }
-
-    /// The `config.json` that `transformers.CLIPModel.from_pretrained` reads.
-    pub fn to_hugging_face(&self) -> Value {
-        let tower = |tower: &TowerConfig| {
-            json!({
-                "hidden_size": tower.width,
-                "intermediate_size": tower.mlp_width,
-                "num_attention_heads": tower.heads,
-                "num_hidden_layers": tower.layers,
-                "hidden_act": match tower.activation { Activation::QuickGelu => "quick_gelu", Activation::Gelu => "gelu" },
-                "layer_norm_eps": tower.layer_norm_eps,
-                "projection_dim": self.embed_dim,
-                "attention_dropout": 0.0,
-            })
-        };
-        let (mut text, mut vision) = (tower(&self.text), tower(&self.vision));
-        text["model_type"] = json!("clip_text_model");
-        text["max_position_embeddings"] = json!(self.context_length);
-        text["vocab_size"] = json!(self.vocab_size);
-        // The highest id is the end token in every CLIP vocabulary; `2` says "pool at the highest id" to transformers.
-        text["eos_token_id"] = match self.end_of_text {
-            EndOfText::HighestId => json!(2),
-            EndOfText::Id(id) => json!(id),
-        };
-        text["bos_token_id"] = json!(self.vocab_size.saturating_sub(2));
-        text["pad_token_id"] = json!(self.vocab_size.saturating_sub(1));
-        vision["model_type"] = json!("clip_vision_model");
-        vision["image_size"] = json!(self.image_size);
-        vision["patch_size"] = json!(self.patch_size);
-        vision["num_channels"] = json!(3);
-        json!({
-            "architectures": ["CLIPModel"],
-            "model_type": "clip",
-            "projection_dim": self.embed_dim,
-            "logit_scale_init_value": 2.6592,
-            "text_config": text,
-            "vision_config": vision,
-            "torch_dtype": "float32",
-        })
+    /// The activation, of both towers where they differ.
+    pub fn activation(&self) -> String {
+        let (vision, text) = (self.vision.activation, self.text.activation);
+        if vision == text { vision.to_string() } else { format!("{vision} (text: {text})") }
     }
 }
 
+/// `found`, if it is in `range`; `key` is the tensor that says so.
+fn bounded(key: &str, found: usize, range: RangeInclusive<usize>, of: &str) -> Result<usize> {
+    if range.contains(&found) {
+        return Ok(found);
+    }
+    let (least, most) = range.into_inner();
+    Err(Error::data(format!("tensor `{key}` makes it {found} {of}, want {least} to {most}")))
+}
+
 /// What was chosen, for the log: heads and activation may come from a rule.
-impl std::fmt::Display for ClipConfig {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let Self { embed_dim, vision, image_size, patch_size, text, .. } = self;
+impl fmt::Display for ClipConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let Self { embed_dim, vision, image_size, patch_size, text, preprocessing, .. } = self;
         write!(
             formatter,
-            "CLIP, {image_size} px in patches of {patch_size}, vision {} × {} with {} heads, text {} × {} with {} heads, {}, embedding {embed_dim}",
+            "CLIP, {image_size} px in patches of {patch_size}, vision {} × {} with {} heads, text {} × {} with {} heads, {}, embedding {embed_dim}, {preprocessing}",
             vision.layers,
             vision.width,
             vision.heads,
             text.layers,
             text.width,
             text.heads,
-            match vision.activation {
-                Activation::QuickGelu => "quick-gelu",
-                Activation::Gelu => "gelu",
-            },
+            self.activation(),
         )
     }
-}
-
-/// `text_config`; where there is a `text_config_dict` (OpenAI's own folders carry both), that alone, as transformers fills it
-/// with defaults and lets it win.
-fn section(config: &Value, name: &str) -> Map<String, Value> {
-    let object = |name: &str| config.get(name).and_then(Value::as_object).cloned();
-    object(&format!("{name}_dict")).or_else(|| object(name)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -356,7 +310,6 @@ mod tests {
             let config = ClipConfig::preset(name).unwrap();
             let shapes = config.parameters().into_iter().collect();
             assert_eq!(ClipConfig::from_shapes(&shapes).unwrap(), config, "{name}");
-            assert_eq!(ClipConfig::from_hugging_face(&config.to_hugging_face()).unwrap(), config, "{name}");
         }
     }
 
@@ -370,9 +323,22 @@ mod tests {
         assert_eq!(count("vit-b-32"), 151_277_313);
     }
 
+    /// 1,000,001 blocks, or a width that overflows when it is tripled, would be listed parameter by parameter.
     #[test]
-    fn unsupported_values_are_named() {
-        let error = ClipConfig::from_hugging_face(&json!({"text_config": {"hidden_act": "relu"}})).unwrap_err();
-        assert!(error.to_string().contains("hidden_act `relu`"), "{error}");
+    fn what_a_file_claims_is_bounded_before_it_is_used() {
+        let tiny = || ClipConfig::preset("tiny").unwrap().parameters().into_iter().collect::<BTreeMap<_, _>>();
+        let refused = |shapes: BTreeMap<String, Vec<usize>>| ClipConfig::from_shapes(&shapes).unwrap_err().to_string();
+        let mut shapes = tiny();
+        shapes.insert("visual.transformer.resblocks.1000000.ln_1.bias".to_owned(), vec![128]);
+        assert!(refused(shapes).contains("`visual.transformer.resblocks.1000000.ln_1.bias` makes it 1000001 blocks"));
+        for (key, shape, says) in [
+            ("visual.conv1.weight", vec![usize::MAX, 3, 16, 0], "makes it 18446744073709551615 channels"),
+            ("visual.conv1.weight", vec![128, 3, 0, 0], "makes it 0 pixels a patch"),
+            ("token_embedding.weight", vec![0, 64], "makes it 0 tokens"),
+            ("visual.proj", vec![128, 0], "makes it 0 channels"),
+        ] {
+            let error = refused(tiny().into_iter().chain([(key.to_owned(), shape)]).collect());
+            assert!(error.contains(key) && error.contains(says), "{error}");
+        }
     }
 }

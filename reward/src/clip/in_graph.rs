@@ -1,52 +1,59 @@
-//! CLIP's preprocessing on tensors, so that gradients reach the pixels: what [`super::preprocess`] makes of an RGB file.
+//! Preprocessing on tensors, so that gradients reach the pixels: what [`super::preprocess`] makes of an RGB file.
 //!
 //! Deviation from it: nothing is rounded to bytes, which no gradient would pass, and weights of the resize are fp32
-//! (`_upsample_bicubic2d_aa` of libtorch has Pillow's filter). Golden values: `tests/golden/finetune.py`.
+//! (`_upsample_bicubic2d_aa` of libtorch has Pillow's filter). Golden values: `tests/golden/{finetune,metrics,preprocessing}.py`.
+//!
+//! Reference for [`Resize::Letterbox`]: `ResizeMaxSize` in `hpsv2/src/open_clip/transform.py` (hpsv2 1.2.0), which resizes
+//! float tensors. Deviation: a picture whose long side fits as it is is filled up too, on which the original fails.
 
 use tch::{Kind, Tensor};
 
-use super::preprocess::{MEAN, STD};
+use super::{
+    filter::Filter,
+    preprocessing::{Preprocessing, Resize, Side},
+};
 
-/// The short side resized to `size` (bicubic, antialiased, cut off at 0 and 1 as Pillow's bytes are), the centre of the
-/// long one, normalised.
+/// Pictures as the model sees them: resized, cut off at 0 and 1 as bytes are, cropped or filled up, normalised.
 ///
 /// `pixels`: `[B, 3, H, W]`, 0..=1, any float kind; gives `[B, 3, size, size]`, fp32, in the graph of `pixels`.
-pub fn preprocess(pixels: &Tensor, size: i64) -> Tensor {
+pub fn preprocess(pixels: &Tensor, size: i64, how: &Preprocessing) -> Tensor {
     let [_, _, height, width] = pixels.size()[..] else { unreachable!("pixels are [B, 3, H, W]") };
-    let short = height.min(width);
-    let [rows, columns] = [height, width].map(|side| (size * side).div_euclid(short));
+    let [columns, rows] = how.sides(width as u32, height as u32, size as u32);
     let mut pixels = pixels.to_kind(Kind::Float);
-    if short != size {
-        pixels = pixels.internal_upsample_bicubic2d_aa([rows, columns], false, None, None).clamp(0.0, 1.0);
+    if columns.is_resized() || rows.is_resized() {
+        pixels = match how.filter {
+            Filter::Bicubic => {
+                let whole = [rows, columns].map(|side| side.resized as i64);
+                kept(&pixels.internal_upsample_bicubic2d_aa(whole, false, None, None), columns, rows)
+            }
+            filter => {
+                let weights = |side: Side| {
+                    let shape = [i64::from(side.size), i64::from(side.full)];
+                    Tensor::from_slice(&filter.weights(side)).view(shape).to_device(pixels.device())
+                };
+                weights(rows).matmul(&pixels).matmul(&weights(columns).tr())
+            }
+        };
+        if how.resize != Resize::Letterbox {
+            pixels = pixels.clamp(0.0, 1.0);
+        }
+    } else {
+        pixels = kept(&pixels, columns, rows);
     }
-    let offset = |side: i64| ((side - size) as f64 / 2.0).round_ties_even() as i64;
-    normalised(&pixels.narrow(2, offset(rows), size).narrow(3, offset(columns), size))
-}
-
-/// The long side resized to `size` (bicubic, antialiased), the short one filled up with black, normalised.
-///
-/// Reference: `ResizeMaxSize` in `hpsv2/src/open_clip/transform.py` (hpsv2 1.2.0), which resizes float tensors: nothing is
-/// cut off at 0 and 1. Deviation: a side never rounds to 0 pixels, and a picture whose long side fits as it is is filled up
-/// too; the original fails on both.
-///
-/// `pixels`: `[B, 3, H, W]`, 0..=1, any float kind; gives `[B, 3, size, size]`, fp32, in the graph of `pixels`.
-pub fn letterbox(pixels: &Tensor, size: i64) -> Tensor {
-    let [_, _, height, width] = pixels.size()[..] else { unreachable!("pixels are [B, 3, H, W]") };
-    let mut pixels = pixels.to_kind(Kind::Float);
-    let scale = size as f64 / height.max(width) as f64;
-    if height.max(width) != size {
-        let [rows, columns] = [height, width].map(|side| ((side as f64 * scale).round_ties_even() as i64).max(1));
-        pixels = pixels.internal_upsample_bicubic2d_aa([rows, columns], false, None, None);
+    let [[left, right], [top, bottom]] = [columns, rows].map(|side| side.margins(size as u32).map(i64::from));
+    if left + right + top + bottom > 0 {
+        // PyTorch counts from the last dimension.
+        pixels = pixels.pad([left, right, top, bottom], "constant", f64::from(how.fill()) / 255.0);
     }
-    let [rows, columns] = [2, 3].map(|side| size - pixels.size()[side]);
-    // PyTorch counts from the last dimension: left, right, top, bottom.
-    let [left, top] = [columns >> 1, rows >> 1];
-    normalised(&pixels.constant_pad_nd([left, columns - left, top, rows - top]))
-}
-
-fn normalised(pixels: &Tensor) -> Tensor {
     let channel = |values: [f32; 3]| Tensor::from_slice(&values).to_device(pixels.device()).view([1, 3, 1, 1]);
-    (pixels - channel(MEAN)) / channel(STD)
+    (&pixels - channel(how.mean)) / channel(how.std)
+}
+
+/// The stretch of either side that is kept.
+fn kept(pixels: &Tensor, columns: Side, rows: Side) -> Tensor {
+    let narrow =
+        |pixels: &Tensor, dimension, side: Side| pixels.narrow(dimension, side.offset as i64, i64::from(side.size));
+    narrow(&narrow(pixels, 2, rows), 3, columns)
 }
 
 #[cfg(test)]
@@ -57,8 +64,9 @@ mod tests {
 
     /// Of [`preprocess`], back in 0..=1.
     fn seen(pixels: &Tensor, size: i64) -> Tensor {
+        let how = Preprocessing::default();
         let channel = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]);
-        preprocess(pixels, size) * channel(STD) + channel(MEAN)
+        preprocess(pixels, size, &how) * channel(how.std) + channel(how.mean)
     }
 
     #[test]

@@ -4,9 +4,15 @@
 pub mod block;
 pub(crate) mod clean;
 pub mod config;
+pub mod description;
+pub mod filter;
+pub mod hugging_face;
 #[cfg(feature = "torch")]
 pub mod in_graph;
 #[cfg(feature = "torch")]
 pub mod model;
+pub mod open_clip;
 pub mod preprocess;
+pub mod preprocessing;
 pub mod tokenizer;
+mod vocabulary;

@@ -5,7 +5,6 @@ use tch::{Device, Kind, Tensor};
 use super::{
     block::{Blocks, LayerNorm, Parameters},
     config::ClipConfig,
-    preprocess::{MEAN, STD},
     tokenizer::Tokens,
 };
 use crate::{Result, threads, weights::Checkpoint};
@@ -92,7 +91,8 @@ impl Clip {
         let bytes = Tensor::from_slice(&pictures.concat()).to_device(self.device);
         let unit = bytes.view([-1, side, side, 3]).permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
         let channel = |values: [f32; 3]| Tensor::from_slice(&values).to_device(self.device).view([1, 3, 1, 1]);
-        ((unit - channel(MEAN)) / channel(STD)).contiguous()
+        let how = &self.config.preprocessing;
+        ((unit - channel(how.mean)) / channel(how.std)).contiguous()
     }
 
     /// Token ids padded with 0 to the longest prompt, `[B, T]` int64, and each prompt's pooled position, `[B]`. Exact, as

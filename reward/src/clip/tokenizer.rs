@@ -16,7 +16,7 @@ use crate::Result;
 /// OpenAI's file (MIT, © 2021 OpenAI): a header line, then a merge per line, best first.
 static VOCABULARY: &[u8] = include_bytes!("bpe_simple_vocab_16e6.txt.gz");
 /// The lines that OpenAI reads; the file goes on.
-const MERGES: usize = 49152 - 256 - 2;
+pub(super) const MERGES: usize = 49152 - 256 - 2;
 /// Words remembered at most, so that a long run over ever new words stays small.
 const CACHED_WORDS: usize = 1 << 16;
 const START_TEXT: &str = "<|startoftext|>";
@@ -35,9 +35,9 @@ pub struct Tokens {
 #[derive(Debug)]
 pub struct Tokenizer {
     /// The text of every id, bytes written as printable characters.
-    pieces: Vec<String>,
+    pub(super) pieces: Vec<String>,
     /// Two neighbours and what they merge into; the smaller the id, the earlier the merge.
-    merges: HashMap<(u32, u32), u32>,
+    pub(super) merges: HashMap<(u32, u32), u32>,
     byte_ids: [u32; 256],
     words: Regex,
     cache: RwLock<HashMap<Box<str>, Box<[u32]>>>,

@@ -9,7 +9,8 @@ use super::{Item, Run};
 use crate::{
     Result,
     clip::{
-        config::Activation,
+        config::{Activation, ClipConfig},
+        preprocessing::Preprocessing,
         tokenizer::{Tokenizer, Tokens},
     },
     data::source::ImageSource,
@@ -36,12 +37,15 @@ impl SharedClip {
         Ok(Self { checkpoint, sha256, engine: None, kept: keep.then(HashMap::new) })
     }
 
-    /// The activation decides scores, and is not in the weights.
-    pub(super) fn activation(&self) -> &'static str {
-        match self.checkpoint.config.vision.activation {
-            Activation::QuickGelu => "QuickGELU",
-            Activation::Gelu => "GELU",
-        }
+    /// See [`reading`].
+    pub(super) fn reading(&self) -> String {
+        reading(&self.checkpoint.config)
+    }
+
+    /// [`reading`] for the name of a measure that says nothing where all is as OpenAI has it.
+    pub(super) fn unlike_openais(&self) -> String {
+        let reading = self.reading();
+        if reading == "QuickGELU" { String::new() } else { format!(", {reading}") }
     }
 
     /// Cosines of prompt and image, each set in `scores` as soon as it is known.
@@ -113,12 +117,28 @@ impl SharedClip {
         let loaded = match slot.take() {
             Some(loaded) => loaded,
             None => {
-                run.observer.event(&Event::Note(&checkpoint.config.to_string()));
+                checkpoint.announce(run.observer);
                 engine(checkpoint, run.options.device)?
             }
         };
         Ok(&**slot.insert(loaded))
     }
+}
+
+/// What decides scores and is not in the weights: the activation, and how pictures are prepared if not as OpenAI does.
+pub(super) fn reading(config: &ClipConfig) -> String {
+    let word = |activation| match activation {
+        Activation::QuickGelu => "QuickGELU",
+        Activation::Gelu => "GELU",
+    };
+    let mut text = word(config.vision.activation).to_owned();
+    if config.text.activation != config.vision.activation {
+        text += &format!(", text {}", word(config.text.activation));
+    }
+    if config.preprocessing != Preprocessing::default() {
+        text += &format!(", {}", config.preprocessing);
+    }
+    text
 }
 
 /// Of the weights file; of several, of what `sha256sum` would print in their folder; of random weights, of name and seed.

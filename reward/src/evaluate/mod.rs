@@ -90,6 +90,15 @@ impl Options {
             return Err(Error::usage("metric `aesthetic` needs the CLIP that its head stands on")
                 .hint("--clip openai/clip-vit-large-patch14, or a file of it"));
         }
+        let takes_activation = |spec: &MetricSpec| match spec.name {
+            MetricName::Reward(name) => name.takes_activation(),
+            name => name.wants_clip(),
+        };
+        if self.open.activation.is_some() && !self.metrics.iter().any(takes_activation) {
+            return Err(Error::usage("--activation is given, but no metric uses it").hint(
+                "it is for `social-reward`, `clip-score` and the CLIP of --clip; those of published rewards are known",
+            ));
+        }
         let distance = self.metrics.iter().find(|spec| matches!(spec.name, MetricName::SetDistance(_)));
         if let Some(spec) = distance.filter(|_| !baseline) {
             return Err(Error::usage(format!("metric `{spec}` needs another set")).hint("--baseline SET"));

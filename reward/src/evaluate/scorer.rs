@@ -11,10 +11,16 @@ use super::{
     summary::MetricSummary,
 };
 #[cfg(feature = "torch")]
-use super::{clip::checkpoint_sha256, pixels};
-#[cfg(feature = "torch")]
-use crate::score::spec::RewardSpec;
+use super::{
+    clip::{checkpoint_sha256, reading},
+    pixels,
+};
 use crate::{Error, Result, data::image_set::ImageSet, event::Event, score::spec::RewardName, weights::sha256};
+#[cfg(feature = "torch")]
+use crate::{
+    clip::{config::Activation, preprocessing::Preprocessing},
+    score::spec::{LoadOptions, RewardSpec},
+};
 
 /// Turns a metric's name into scores.
 pub(super) struct Scorer<'a> {
@@ -67,7 +73,7 @@ impl<'a> Scorer<'a> {
             }
             MetricName::Reward(RewardName::SocialReward | RewardName::ClipScore) => {
                 let clip = self.clip(path)?;
-                let convention = format!("cosine of unit CLIP embeddings ({}), -1..1", clip.activation());
+                let convention = format!("cosine of unit CLIP embeddings ({}), -1..1", clip.reading());
                 let sha256 = clip.sha256.clone();
                 let compute = |scorer: &mut Self, items: &[Item], scores: &mut [Option<f64>]| {
                     let run = scorer.run;
@@ -86,10 +92,20 @@ impl<'a> Scorer<'a> {
         let device = options.device.resolve()?;
         let spec = RewardSpec { name, path: path.to_owned(), weight: 1.0 };
         let sha256 = checkpoint_sha256(path, &spec.files(options.clip.as_deref())?, options.open.seed)?;
-        let convention = name.convention().as_str().to_owned();
+        let mut convention = name.convention().as_str().to_owned();
+        // As published, but for HPSv2, whose pictures are prepared in its own way whatever a folder says.
+        if let Some(config) = spec.clip_config(options.clip.as_deref(), options.open.activation)?
+            && !name.is_hps()
+        {
+            let published = if name == RewardName::PickScore { Activation::Gelu } else { Activation::QuickGelu };
+            if (config.vision.activation, &config.preprocessing) != (published, &Preprocessing::default()) {
+                convention += &format!(" ({})", reading(&config));
+            }
+        }
         let compute = |scorer: &mut Self, items: &[Item], scores: &mut [Option<f64>]| {
             scorer.run.observer.event(&Event::Note(&format!("loading {}={path}", name.as_str())));
-            let reward = spec.load(options.clip.as_deref(), device, tch::Kind::Float)?;
+            let (clip, activation, kind) = (options.clip.as_deref(), options.open.activation, tch::Kind::Float);
+            let reward = spec.load_with(&LoadOptions { clip, activation, device, kind }, scorer.run.observer)?;
             let score = |pixels: &tch::Tensor, prompts: &[&str]| reward.score(pixels, prompts);
             pixels::scores(name.as_str(), items, device, scorer.run, scores, score)
         };
@@ -217,7 +233,8 @@ impl<'a> Scorer<'a> {
             return Err(Error::data(format!("{} needs at least two images in either set", distance.as_str())));
         }
         let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
-        let sha256 = self.clip(&path)?.sha256.clone();
+        let clip = self.clip(&path)?;
+        let (sha256, unlike) = (clip.sha256.clone(), clip.unlike_openais());
         let images = |hashes: &Vec<String>| {
             let mut hashes: Vec<&str> = hashes.iter().map(String::as_str).collect();
             hashes.sort_unstable();
@@ -225,7 +242,8 @@ impl<'a> Scorer<'a> {
         };
         let (baseline, judged) =
             self.hashes.split_last().map_or_else(Default::default, |(last, judged)| (images(last), judged));
-        let key = |own| format!("{}, checkpoint {sha256}, images {} to {baseline}", distance.as_str(), images(own));
+        let key =
+            |own| format!("{}, checkpoint {sha256}{unlike}, images {} to {baseline}", distance.as_str(), images(own));
         let keys: Vec<String> = judged.iter().map(key).collect();
         if keys.iter().any(|key| !self.store.distances.contains_key(key)) {
             let features = self.features(&path)?;
@@ -267,7 +285,8 @@ impl<'a> Scorer<'a> {
     /// Within prompts and over the set. A value depends on the whole set, whose hash is therefore part of the convention.
     fn diversity(&mut self) -> Result<Vec<Column>> {
         let path = self.run.options.embedding_clip().unwrap_or_default().to_owned();
-        let sha256 = self.clip(&path)?.sha256.clone();
+        let clip = self.clip(&path)?;
+        let (sha256, unlike) = (clip.sha256.clone(), clip.unlike_openais());
         let (run, items, sets) = (self.run, self.items(), self.sets);
         let mut columns = Vec::new();
         for (label, others) in [("diversity", "the prompt's"), ("diversity-set", "the set's")] {
@@ -280,7 +299,7 @@ impl<'a> Scorer<'a> {
                     own.iter().map(|item| format!("{} {}\n", item.sha256, item.prompt)).collect();
                 lines.sort_unstable();
                 let images = &sha256::of_bytes(lines.concat().as_bytes())[..8];
-                let convention = format!("mean 1 - cosine to {others} other images, 0..2 (images {images})");
+                let convention = format!("mean 1 - cosine to {others} other images, 0..2 (images {images}{unlike})");
                 let key = |item: &Item| [item.prompt, label, &convention, item.sha256, &sha256].map(str::to_owned);
                 let known: Option<Vec<_>> = own.iter().map(|item| self.store.get(&key(item))).collect();
                 scores.push(match known {

@@ -15,7 +15,7 @@ use crate::{
         reward::{Reward, check},
         spec::RewardName,
     },
-    weights::{Checkpoint, OpenOptions, file::TensorFile},
+    weights::{Checkpoint, file::TensorFile},
 };
 
 /// `w · unit(image) + b`.
@@ -25,14 +25,12 @@ pub struct Aesthetic {
 }
 
 impl Aesthetic {
-    /// Loads the head of `path` on the CLIP that [`Checkpoint::open`] opens from `clip`. `kind`: of the CLIP's weights and
-    /// activations; the head is fp32.
+    /// Loads the head of `path` on a CLIP. `kind`: of the CLIP's weights and activations; the head is fp32.
     ///
     /// # Errors
     /// Weights cannot be read, or the head does not fit the CLIP.
-    pub fn load(path: &str, clip: &str, device: Device, kind: Kind) -> Result<Self> {
-        let checkpoint = Checkpoint::open(clip, OpenOptions::default())?;
-        let width = checkpoint.config.embed_dim;
+    pub fn load(path: &str, clip: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
+        let width = clip.config.embed_dim;
         let file = TensorFile::open(Path::new(path))?;
         file.check(&Affine::parameters(&file, "", width), |_| false).map_err(|error| {
             error.hint(format!(
@@ -40,7 +38,7 @@ impl Aesthetic {
             ))
         })?;
         let head = Affine::read(&file, "", width, device)?;
-        Ok(Self { clip: ClipReward::new(RewardName::Aesthetic, &checkpoint, device, kind)?, head })
+        Ok(Self { clip: ClipReward::new(RewardName::Aesthetic, clip, device, kind)?, head })
     }
 }
 

@@ -8,9 +8,10 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error, Result,
     clip::{
-        config::Activation,
-        in_graph::{letterbox, preprocess},
+        config::{Activation, ClipConfig},
+        in_graph::preprocess,
         model::{Clip, Depth, unit},
+        preprocessing::{Preprocessing, Resize},
         tokenizer::Tokenizer,
     },
     score::{
@@ -40,11 +41,16 @@ impl ClipReward {
         Self::new(name, &Checkpoint::open(path, OpenOptions::default())?, device, kind)
     }
 
+    /// The architecture, and how it sees pictures.
+    pub fn config(&self) -> &ClipConfig {
+        &self.clip.config
+    }
+
     /// Of an open checkpoint; `name` decides how it sees pictures and reads prompts.
     ///
     /// # Errors
     /// As [`Self::cosine`].
-    pub(super) fn new(name: RewardName, checkpoint: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
+    pub(crate) fn new(name: RewardName, checkpoint: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
         // The head of LAION reads no prompts.
         if name != RewardName::Aesthetic {
             checkpoint.check_vocabulary()?;
@@ -56,7 +62,10 @@ impl ClipReward {
             }
             _ => 1.0,
         };
-        let clip = Clip::load(checkpoint, device, kind, |_| false)?;
+        let mut clip = Clip::load(checkpoint, device, kind, |_| false)?;
+        if name.is_hps() {
+            clip.config.preprocessing = Preprocessing { resize: Resize::Letterbox, ..Preprocessing::default() };
+        }
         Ok(Self { name, clip, scale, texts: RefCell::default() })
     }
 
@@ -64,8 +73,8 @@ impl ClipReward {
     ///
     /// `pixels`: `[B, 3, H, W]`, in 0..=1, on the reward's device; gives `[B, E]`, fp32.
     pub fn image_embeddings(&self, pixels: &Tensor) -> Tensor {
-        let view = if self.name.is_hps() { letterbox } else { preprocess };
-        let seen = view(pixels, self.clip.config.image_size as i64);
+        let ClipConfig { image_size, preprocessing, .. } = &self.clip.config;
+        let seen = preprocess(pixels, *image_size as i64, preprocessing);
         unit(&self.clip.image_suffix(&seen, Depth::Input))
     }
 
@@ -131,7 +140,7 @@ impl Reward for ClipReward {
 ///
 /// # Errors
 /// As [`Checkpoint::open`], and a model that is known to be another.
-pub(super) fn open_vit_h(name: RewardName, path: &str, published: &str) -> Result<Checkpoint> {
+pub(crate) fn open_vit_h(name: RewardName, path: &str, published: &str) -> Result<Checkpoint> {
     // The widths of OpenAI's ViTs, all with QuickGELU.
     const OPENAI_WIDTHS: [usize; 2] = [768, 1024];
     let mut checkpoint = Checkpoint::open(path, OpenOptions::default())?;
@@ -146,6 +155,7 @@ pub(super) fn open_vit_h(name: RewardName, path: &str, published: &str) -> Resul
             .hint(format!("{} reads {published}", name.as_str())));
     }
     if is_state_dict {
+        checkpoint.warnings.clear();
         (config.vision.activation, config.text.activation) = (Activation::Gelu, Activation::Gelu);
     }
     Ok(checkpoint)

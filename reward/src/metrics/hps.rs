@@ -2,7 +2,7 @@
 //! people's choices. The two are one architecture with different weights, told apart by their names only.
 //!
 //! Score: cosine (`hpsv2/img_score.py` of hpsv2 1.2.0; its tables give it ×100). Pictures are letterboxed, not cropped
-//! ([`letterbox`](crate::clip::in_graph::letterbox)). Deviations: fp32 where the original runs under `autocast`; the resize
+//! ([`Resize::Letterbox`](crate::clip::preprocessing::Resize::Letterbox)). Deviations: fp32 where the original runs under `autocast`; the resize
 //! is antialiased, as torchvision's is from 0.17 on.
 
 use std::path::Path;

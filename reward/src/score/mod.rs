@@ -127,11 +127,12 @@ pub fn embed_images(
     stop: &AtomicBool,
     mut each: impl FnMut(&[u32], Vec<Vec<f32>>),
 ) -> Result<()> {
-    let size = engine.config().image_size as u32;
+    let ClipConfig { image_size, preprocessing, .. } = engine.config();
     let truncated = AtomicUsize::new(0);
     let load = |index: u32| -> Result<Vec<u8>> {
         let source = images[index as usize];
-        let loaded = preprocess::load(&source.read()?, &source.label(), size, &options.decode)?;
+        let loaded =
+            preprocess::load(&source.read()?, &source.label(), *image_size as u32, preprocessing, &options.decode)?;
         truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
         Ok(loaded.pixels)
     };

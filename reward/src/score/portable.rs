@@ -10,7 +10,6 @@ use crate::{
     Error, Result,
     clip::{
         config::{Activation, ClipConfig, TowerConfig},
-        preprocess::{MEAN, STD},
         tokenizer::Tokens,
     },
     weights::Checkpoint,
@@ -132,7 +131,8 @@ impl Portable {
         let bytes = Tensor::from_vec(pictures.concat(), (pictures.len(), side, side, 3), &Device::Cpu)?;
         let unit = (bytes.permute((0, 3, 1, 2))?.to_dtype(DType::F32)? / 255.0)?;
         let channel = |values: &[f32; 3]| Tensor::new(values, &Device::Cpu)?.reshape((1, 3, 1, 1));
-        unit.broadcast_sub(&channel(&MEAN)?)?.broadcast_div(&channel(&STD)?)
+        let how = &self.config.preprocessing;
+        unit.broadcast_sub(&channel(&how.mean)?)?.broadcast_div(&channel(&how.std)?)
     }
 }
 

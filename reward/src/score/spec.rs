@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result, error::did_you_mean};
 #[cfg(feature = "torch")]
 use crate::{
+    clip::config::{Activation, ClipConfig},
+    event::{Event, Observer, Silent},
     metrics::{
         aesthetic,
         clip_reward::ClipReward,
@@ -103,6 +105,11 @@ impl RewardName {
         self == Self::Aesthetic
     }
 
+    /// Whether its CLIP may have either activation: that of a published reward is known.
+    pub fn takes_activation(self) -> bool {
+        matches!(self, Self::SocialReward | Self::ClipScore | Self::Aesthetic)
+    }
+
     /// Whether it is a Human Preference Score, of either version.
     pub fn is_hps(self) -> bool {
         matches!(self, Self::HpsV2 | Self::HpsV21)
@@ -155,6 +162,21 @@ impl RewardSpec {
         }
     }
 
+    /// The CLIP that it reads pictures with, as it reads them; nothing of `image-reward`, which has none.
+    ///
+    /// # Errors
+    /// As [`Self::files`].
+    #[cfg(feature = "torch")]
+    pub fn clip_config(&self, clip: Option<&str>, activation: Option<Activation>) -> Result<Option<ClipConfig>> {
+        let path = match self.name {
+            RewardName::ImageReward => return Ok(None),
+            RewardName::Aesthetic => clip.ok_or_else(|| aesthetic::no_clip(&self.path))?,
+            _ => &self.path,
+        };
+        let activation = activation.filter(|_| self.name.takes_activation());
+        Ok(Some(Checkpoint::open(path, OpenOptions { activation, ..OpenOptions::default() })?.config))
+    }
+
     /// Loads it, frozen. `clip`: what [`RewardName::needs_clip`] asks for, else unused; `kind`: of weights and activations.
     ///
     /// # Errors
@@ -166,20 +188,53 @@ impl RewardSpec {
         device: tch::Device,
         kind: tch::Kind,
     ) -> Result<Box<dyn super::reward::Reward>> {
+        self.load_with(&LoadOptions { clip, activation: None, device, kind }, &Silent)
+    }
+
+    /// As [`Self::load`], and says which CLIP it is and what a user should know of it.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    #[cfg(feature = "torch")]
+    pub fn load_with(&self, options: &LoadOptions, observer: &dyn Observer) -> Result<Box<dyn super::reward::Reward>> {
         let path = &self.path;
+        let LoadOptions { clip, activation, device, kind } = *options;
+        let open = |path: &str| {
+            let checkpoint = Checkpoint::open(path, OpenOptions { activation, ..OpenOptions::default() })?;
+            checkpoint.announce(observer);
+            Ok::<_, Error>(checkpoint)
+        };
+        let published = |reward: ClipReward| {
+            observer.event(&Event::Note(&reward.config().to_string()));
+            Box::new(reward)
+        };
         Ok(match self.name {
             RewardName::SocialReward | RewardName::ClipScore => {
-                Box::new(ClipReward::cosine(self.name, path, device, kind)?)
+                Box::new(ClipReward::new(self.name, &open(path)?, device, kind)?)
             }
             RewardName::Aesthetic => {
                 let clip = clip.ok_or_else(|| aesthetic::no_clip(path))?;
-                Box::new(aesthetic::Aesthetic::load(path, clip, device, kind)?)
+                Box::new(aesthetic::Aesthetic::load(path, &open(clip)?, device, kind)?)
             }
-            RewardName::PickScore => Box::new(pick_score(path, device, kind)?),
-            RewardName::HpsV2 | RewardName::HpsV21 => Box::new(hps(self.name, path, device, kind)?),
+            RewardName::PickScore => published(pick_score(path, device, kind)?),
+            RewardName::HpsV2 | RewardName::HpsV21 => published(hps(self.name, path, device, kind)?),
             RewardName::ImageReward => Box::new(ImageReward::load(path, device, kind)?),
         })
     }
+}
+
+/// What a reward is loaded with.
+#[cfg(feature = "torch")]
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions<'a> {
+    /// What [`RewardName::needs_clip`] asks for, else unused.
+    pub clip: Option<&'a str>,
+    /// Overrides the activation of a CLIP that may have either; those of published rewards are known.
+    pub activation: Option<Activation>,
+    /// Where it computes.
+    pub device: tch::Device,
+    /// Kind of weights and activations.
+    pub kind: tch::Kind,
 }
 
 impl FromStr for RewardSpec {

@@ -15,8 +15,10 @@ use super::{prefix_cache::PrefixCache, trainable::Trainable};
 use crate::{
     Result,
     clip::{
+        config::ClipConfig,
         model::{Clip, Depth, unit},
         preprocess,
+        preprocessing::Preprocessing,
         tokenizer::{Tokenizer, Tokens},
     },
     data::{
@@ -111,16 +113,30 @@ pub struct Fetcher {
     cache: PrefixCache,
     decode: DecodeOptions,
     image_size: u32,
+    preprocessing: Preprocessing,
     /// Whether images have a frozen prefix to cache.
     keyed: bool,
     truncated: AtomicUsize,
 }
 
 impl Fetcher {
-    /// A fetcher for a model of `image_size` whose frozen part is `trainable`'s.
-    pub fn new(cache: PrefixCache, decode: DecodeOptions, image_size: usize, trainable: Trainable) -> Self {
-        let keyed = trainable.image_depth != Depth::Input;
-        Self { cache, decode, image_size: image_size as u32, keyed, truncated: AtomicUsize::new(0) }
+    /// A fetcher for a model whose frozen part is `trainable`'s.
+    pub fn new(cache: PrefixCache, decode: DecodeOptions, model: &ClipConfig, trainable: Trainable) -> Self {
+        Self {
+            cache,
+            decode,
+            image_size: model.image_size as u32,
+            preprocessing: model.preprocessing.clone(),
+            keyed: trainable.image_depth != Depth::Input,
+            truncated: AtomicUsize::new(0),
+        }
+    }
+
+    /// The pixels of a file as the model wants them; `label` names it in errors.
+    fn load(&self, bytes: &[u8], label: &str) -> Result<Vec<u8>> {
+        let loaded = preprocess::load(bytes, label, self.image_size, &self.preprocessing, &self.decode)?;
+        self.truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
+        Ok(loaded.pixels)
     }
 
     /// Pictures so far that were cut off and decoded as far as they went.
@@ -143,16 +159,13 @@ impl Fetcher {
         if let Some(key) = key.filter(|key| self.cache.contains(*key)) {
             return Ok(Fetched::Cached(key));
         }
-        let loaded = preprocess::load(&bytes, &source.label(), self.image_size, &self.decode)?;
-        self.truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
-        Ok(Fetched::Pixels(key, loaded.pixels))
+        Ok(Fetched::Pixels(key, self.load(&bytes, &source.label())?))
     }
 
     /// The pixels of an image whose cache entry turned out damaged.
     fn pixels(&self, examples: &Examples, image: u32) -> Result<Fetched> {
         let source = &examples.triplets.images[image as usize];
-        let loaded = preprocess::load(&source.read()?, &source.label(), self.image_size, &self.decode)?;
-        Ok(Fetched::Pixels(None, loaded.pixels))
+        Ok(Fetched::Pixels(None, self.load(&source.read()?, &source.label())?))
     }
 }
 
@@ -352,7 +365,7 @@ mod tests {
         let tokens = prompts.map(|prompt| Tokenizer::openai().encode(prompt, 77));
         for mode in [TrainingMode::VisualUpperLayersTextualUpperLayers, TrainingMode::Visual] {
             let trainable = Trainable::new(mode, &clip.config);
-            let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), 64, trainable);
+            let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), &clip.config, trainable);
             let encode = |prompts_at_once: usize| -> Vec<Tensor> {
                 let encoder = Encoder { prompts_at_once, ..Encoder::new(&clip, trainable, &fetcher) };
                 let prefixes = |chunk: &[Tokens]| encoder.text_prefixes(&chunk.iter().collect::<Vec<_>>());

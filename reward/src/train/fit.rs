@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::json;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{
     config::TrainConfig,
@@ -81,7 +81,7 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     source.check_vocabulary()?;
     let data = prepare(config, &source.config, observer, stop)?;
     folder.write_config(config)?;
-    observer.event(&Event::Note(&source.config.to_string()));
+    source.announce(observer);
 
     let trainable = Trainable::new(mode, &source.config);
     let current = match &resumed_from {
@@ -99,7 +99,7 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     clip.checkpointing = config.gradient_checkpointing;
     let cache = open_cache(config, &source, &clip, trainable)?;
     let decode = decode_options(config, &source.config);
-    let fetcher = Fetcher::new(cache, decode, source.config.image_size, trainable);
+    let fetcher = Fetcher::new(cache, decode, &source.config, trainable);
     let mut fit = Fit {
         config,
         observer,
@@ -152,21 +152,27 @@ fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable:
         "off" => Ok(PrefixCache::off()),
         "ram" => Ok(PrefixCache::ram(config.cache_gb.map_or_else(quarter_of_free_memory, gigabytes))),
         folder => {
-            let mut context = blake3::Hasher::new();
-            let settings =
-                (source.config.image_size, config.exif_rotate, config.fast_decode, config.max_pixels, clip.kind);
-            context.update(format!("1 {settings:?} {trainable:?}").as_bytes());
-            for (name, shape) in source.config.parameters() {
-                if !trainable.trains(&name) {
-                    context.update(name.as_bytes());
-                    for value in source.read(&name, &shape)? {
-                        context.update(&value.to_le_bytes());
-                    }
-                }
-            }
-            PrefixCache::disk(folder.into(), context.finalize(), gigabytes(config.cache_gb.unwrap_or(100.0)))
+            let context = cache_context(config, source, clip.kind, trainable)?;
+            PrefixCache::disk(folder.into(), context, gigabytes(config.cache_gb.unwrap_or(100.0)))
         }
     }
+}
+
+/// What a cached activation depends on besides the picture or prompt: the frozen weights, and what is not in them, as
+/// activation, heads and preprocessing.
+fn cache_context(config: &TrainConfig, source: &Checkpoint, kind: Kind, trainable: Trainable) -> Result<blake3::Hash> {
+    let mut context = blake3::Hasher::new();
+    let settings = (&source.config, config.exif_rotate, config.fast_decode, config.max_pixels, kind);
+    context.update(format!("2 {settings:?} {trainable:?}").as_bytes());
+    for (name, shape) in source.config.parameters() {
+        if !trainable.trains(&name) {
+            context.update(name.as_bytes());
+            for value in source.read(&name, &shape)? {
+                context.update(&value.to_le_bytes());
+            }
+        }
+    }
+    Ok(context.finalize())
 }
 
 /// Bytes; 4 GB where the system does not say.

@@ -55,7 +55,8 @@ pub(super) fn prepare(
         }
         match config.preflight {
             Level::Full => {
-                preprocess::load(&source.read()?, &source.label(), clip.image_size as u32, &decode).map(drop)
+                let size = clip.image_size as u32;
+                preprocess::load(&source.read()?, &source.label(), size, &clip.preprocessing, &decode).map(drop)
             }
             Level::Headers | Level::Off => check_header(source, |head| {
                 image::probe(Cursor::new(head), &source.label())?.check_pixels(&source.label(), decode.max_pixels)

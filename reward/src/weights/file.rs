@@ -136,6 +136,22 @@ impl TensorFile {
         &self.shapes
     }
 
+    /// A text in the header of a safetensors file.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        match &self.content {
+            Content::Safetensors { metadata, .. } => metadata.metadata().as_ref()?.get(key).map(String::as_str),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a TorchScript archive.
+    pub fn is_torch_script(&self) -> bool {
+        #[cfg(feature = "torch")]
+        return matches!(self.content, Content::TorchScript(_));
+        #[cfg(not(feature = "torch"))]
+        false
+    }
+
     /// Checks that the file holds exactly `wanted`, names with shapes, but for what `ignored` says may stand beside them.
     ///
     /// # Errors

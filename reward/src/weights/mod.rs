@@ -7,6 +7,7 @@ mod pickle;
 pub mod random;
 pub mod save;
 pub mod sha256;
+mod stated;
 
 use std::{
     collections::BTreeMap,
@@ -17,16 +18,26 @@ use serde_json::Value;
 
 use crate::{
     Error, Result,
-    clip::config::{Activation, ClipConfig},
+    clip::{
+        config::{Activation, ClipConfig},
+        description::{Description, HUGGING_FACE_WEIGHTS, OPEN_CLIP_WEIGHTS},
+    },
 };
 use file::TensorFile;
 use layout::{Layout, Stored, is_buffer};
+use stated::Stated;
 
-/// A CLIP on disk (or random): architecture and parameters, read on demand.
+/// A CLIP on disk (or random): what it is, and its parameters, read on demand.
 pub struct Checkpoint {
-    /// The architecture.
+    /// Architecture and preprocessing.
     pub config: ClipConfig,
+    /// What a user should know of how it was read, each a line; [`Self::announce`] says them.
+    pub warnings: Vec<String>,
     source: Source,
+    /// Who states the activation, if its weights do not go without it.
+    stated: Stated,
+    /// The folder whose tokenizer files are its own.
+    folder: Option<PathBuf>,
 }
 
 /// Tokens of OpenAI's CLIP vocabulary.
@@ -66,7 +77,13 @@ impl Checkpoint {
     /// The architecture of a model; of a folder, only `config.json` is read.
     fn architecture(model: &str, options: OpenOptions) -> Result<ClipConfig> {
         let folder = Path::new(model);
-        if folder.is_dir() { folder_config(folder) } else { Ok(Self::locate(model, options)?.config) }
+        if folder.is_dir() {
+            let weights = weight_files(folder).ok();
+            let name = weights.as_ref().and_then(|files| files.first()?.file_name()?.to_str());
+            Ok(Description::of_folder(folder, name)?.config)
+        } else {
+            Ok(Self::locate(model, options)?.config)
+        }
     }
 
     /// Opens `random:NAME`, a Hugging Face CLIP folder (ours included), a state dict in OpenAI or open_clip layout, or a
@@ -76,10 +93,7 @@ impl Checkpoint {
     /// Nothing there, an architecture that cannot be told, tensors missing, unexpected or mis-shaped.
     pub fn open(model: &str, options: OpenOptions) -> Result<Self> {
         let mut checkpoint = Self::locate(model, options)?;
-        if let Some(activation) = options.activation {
-            checkpoint.config.vision.activation = activation;
-            checkpoint.config.text.activation = activation;
-        }
+        checkpoint.decide_activation(model, options.activation);
         checkpoint.check(model)?;
         Ok(checkpoint)
     }
@@ -90,7 +104,8 @@ impl Checkpoint {
                 Error::usage(format!("`{model}`: no such random model"))
                     .hint("known: random:tiny, random:toy, random:vit-b-32, random:vit-l-14, random:vit-h-14")
             })?;
-            return Ok(Self { config, source: Source::Random { seed: options.seed } });
+            let source = Source::Random { seed: options.seed };
+            return Ok(Self { config, warnings: Vec::new(), source, stated: Stated::Known, folder: None });
         }
         let path = Path::new(model);
         if path.is_dir() {
@@ -110,37 +125,48 @@ impl Checkpoint {
     }
 
     fn folder(folder: &Path) -> Result<Self> {
-        let config = folder_config(folder)?;
-        let files = weight_files(folder)?.iter().map(|path| TensorFile::open(path)).collect::<Result<_>>()?;
-        Ok(Self { config, source: Source::of(files) })
+        let weights = weight_files(folder);
+        let name = weights.as_ref().ok().and_then(|files| files.first()?.file_name()?.to_str());
+        // What is wrong with the config comes first, which of the two is missing.
+        let described = Description::of_folder(folder, name)?;
+        let files = weights?.iter().map(|path| TensorFile::open(path)).collect::<Result<_>>()?;
+        Ok(Self::described(described, Source::of(files)))
+    }
+
+    fn described(description: Description, source: Source) -> Self {
+        let Description { config, place, folder, warnings } = description;
+        Self { config, warnings, source, stated: Stated::By(place), folder }
     }
 
     fn state_dict(path: &Path, architecture: Option<&ClipConfig>) -> Result<Self> {
         let source = Source::of(vec![TensorFile::open(path)?]);
-        let config = match architecture {
-            Some(config) => config.clone(),
-            None => {
-                let Source::Files { files, place, layout } = &source else { unreachable!("made from a file") };
-                if *layout == Layout::HuggingFace {
-                    return Err(Error::data(format!(
-                        "{}: Hugging Face keys without their config.json",
-                        path.display()
-                    ))
-                    .hint("give the folder that holds it, not the file"));
-                }
-                let unprefix = |name: &str| match layout {
-                    Layout::OpenClipCustomText => name.strip_prefix("text.").unwrap_or(name).to_owned(),
-                    _ => name.to_owned(),
-                };
-                let shapes =
-                    place.iter().map(|(name, (file, stored))| (unprefix(name), files[*file].shapes()[stored].clone()));
-                ClipConfig::from_shapes(&shapes.collect()).map_err(|error| {
-                    let hint = error.hint_text().unwrap_or_default().to_owned();
-                    Error::data(format!("{}: {error}", path.display())).hint(hint)
-                })?
-            }
+        if let Some(config) = architecture {
+            let (config, stated) = (config.clone(), Stated::By("--model".to_owned()));
+            return Ok(Self { config, warnings: Vec::new(), source, stated, folder: None });
+        }
+        let Source::Files { files, place, layout } = &source else { unreachable!("made from a file") };
+        if let Some(described) = Description::beside(path, *layout == Layout::HuggingFace)? {
+            return Ok(Self::described(described, source));
+        }
+        if let Some(note) = files[0].metadata(save::NOTE) {
+            return Ok(Self::described(Description::noted(path, note)?, source));
+        }
+        if *layout == Layout::HuggingFace {
+            return Err(Error::data(format!("{}: Hugging Face keys without their config.json", path.display()))
+                .hint("give the folder that holds it, not the file"));
+        }
+        let unprefix = |name: &str| match layout {
+            Layout::OpenClipCustomText => name.strip_prefix("text.").unwrap_or(name).to_owned(),
+            _ => name.to_owned(),
         };
-        Ok(Self { config, source })
+        let shapes = place.iter().map(|(name, (file, stored))| (unprefix(name), files[*file].shapes()[stored].clone()));
+        let config = ClipConfig::from_shapes(&shapes.collect()).map_err(|error| {
+            let hint = error.hint_text().unwrap_or_default().to_owned();
+            Error::data(format!("{}: {error}", path.display())).hint(hint)
+        })?;
+        // Only OpenAI publishes such archives.
+        let stated = if files[0].is_torch_script() { Stated::Known } else { Stated::Not };
+        Ok(Self { config, warnings: Vec::new(), source, stated, folder: None })
     }
 
     /// Compares what is there with what the architecture wants.
@@ -169,7 +195,11 @@ impl Checkpoint {
         }
         let unexpected = place.keys().filter(|name| !known.contains(*name) && !is_buffer(name));
         problems.extend(unexpected.map(|name| format!("`{name}` is unexpected")));
-        misfits(model, &problems).map_err(|error| {
+        let described = match &self.stated {
+            Stated::By(place) => format!("{model}, as {place} describes it"),
+            Stated::Known | Stated::Not => model.to_owned(),
+        };
+        misfits(&described, &problems).map_err(|error| {
             error.hint(
                 "is this a checkpoint of another architecture? --model gives the architecture where shapes cannot",
             )
@@ -187,10 +217,10 @@ impl Checkpoint {
     /// Checks that OpenAI's tokenizer fits the model.
     ///
     /// # Errors
-    /// Another vocabulary size.
+    /// Another vocabulary size, or other tokenizer files beside it.
     pub fn check_vocabulary(&self) -> Result<()> {
         if self.config.vocab_size == VOCABULARY {
-            return Ok(());
+            return self.folder.as_deref().map_or(Ok(()), Description::check_tokenizer);
         }
         Err(Error::data(format!(
             "the model has {} tokens, OpenAI's CLIP vocabulary {VOCABULARY}",
@@ -259,37 +289,29 @@ impl Source {
     }
 }
 
-fn folder_config(folder: &Path) -> Result<ClipConfig> {
-    let config_path = folder.join("config.json");
-    if !config_path.is_file() {
-        return Err(Error::data(format!("{}: no config.json in this folder", folder.display())).hint(
-            "a model folder holds config.json and model.safetensors, as transformers' save_pretrained writes them",
-        ));
-    }
-    let config = fs_err::read_to_string(&config_path)?;
-    let config: Value = serde_json::from_str(&config)
-        .map_err(|error| Error::data(format!("{}: not JSON", config_path.display())).caused_by(error))?;
-    ClipConfig::from_hugging_face(&config).map_err(|error| Error::data(format!("{}: {error}", folder.display())))
-}
-
 /// `[rows, columns]` row-major to `[columns, rows]`.
 pub(crate) fn transposed(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
+/// The weights in a folder; where open_clip's alone are described, those that it looks for first.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    for name in ["model.safetensors", "pytorch_model.bin"] {
-        if folder.join(name).is_file() {
-            return Ok(vec![folder.join(name)]);
-        }
-    }
+    let (transformers, open_clip) = (&HUGGING_FACE_WEIGHTS[..], &OPEN_CLIP_WEIGHTS[..]);
     let index = folder.join("model.safetensors.index.json");
-    if !index.is_file() {
-        return Err(Error::data(format!("{}: no model.safetensors in this folder", folder.display()))
-            .hint("looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin"));
+    let order = match folder.join("config.json").is_file() {
+        true if index.is_file() => [transformers, &[]],
+        true => [transformers, open_clip],
+        false => [open_clip, transformers],
+    };
+    if let Some(path) = order.concat().iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
+        return Ok(vec![path]);
     }
-    let parsed: Value = serde_json::from_str(&fs_err::read_to_string(&index)?)
-        .map_err(|error| Error::data(format!("{}: not JSON", index.display())).caused_by(error))?;
+    if !index.is_file() {
+        return Err(Error::data(format!("{}: no model.safetensors in this folder", folder.display())).hint(
+            "looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin, open_clip_pytorch_model.bin",
+        ));
+    }
+    let parsed: Value = crate::json::read(&index)?;
     let shards = parsed["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
     let shards: std::collections::BTreeSet<_> = shards.map(|file| folder.join(file)).collect();
     Ok(shards.into_iter().collect())
@@ -309,6 +331,10 @@ fn download(id: &str) -> Result<PathBuf> {
             let api = hf_hub::api::sync::ApiBuilder::from_env().with_progress(false).build().map_err(failed)?;
             let repository = api.model(id.to_owned());
             repository.get("model.safetensors").map_err(failed)?;
+            // Not every repository has them.
+            for name in ["preprocessor_config.json", "processor_config.json"] {
+                drop(repository.get(name));
+            }
             repository.get("config.json").map_err(failed)?
         }
     };

@@ -3,7 +3,6 @@
 use std::{borrow::Cow, cell::RefCell, path::Path};
 
 use safetensors::{Dtype, View};
-use serde_json::json;
 
 use super::{
     layout::{Layout, Stored},
@@ -11,11 +10,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    clip::{
-        config::ClipConfig,
-        preprocess::{MEAN, STD},
-        tokenizer::Tokenizer,
-    },
+    clip::{config::ClipConfig, description::Description, tokenizer::Tokenizer},
 };
 
 /// Gives the values of a parameter by its OpenAI key and shape.
@@ -71,7 +66,10 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Res
     written
 }
 
-/// Writes a state dict in `layout` as safetensors.
+/// Key in the header of a state dict under which [`Description::note`] lies.
+pub(super) const NOTE: &str = "social_reward.clip";
+
+/// Writes a state dict in `layout` as safetensors; without a `config.json` beside it, its header says what the model is.
 ///
 /// # Errors
 /// As [`replace_file`], or a parameter that cannot be read.
@@ -101,8 +99,16 @@ pub fn state_dict(path: &Path, config: &ClipConfig, layout: Layout, read: &ReadP
             }
         }
     }
-    write_lazy(path, tensors, &failed)
+    // One entry, as several come in any order, and the same model is to give the same bytes.
+    let entry = match layout {
+        Layout::HuggingFace => FORMAT.map(str::to_owned),
+        Layout::OpenAi | Layout::OpenClipCustomText => [NOTE.to_owned(), Description::note(config)],
+    };
+    write_lazy(path, tensors, entry, &failed)
 }
+
+/// What transformers wants in the header.
+const FORMAT: [&str; 2] = ["format", "pt"];
 
 /// Reads a tensor's values when they are to be written.
 pub type ReadValues<'a> = Box<dyn Fn() -> Result<Vec<f32>> + 'a>;
@@ -114,12 +120,17 @@ pub type ReadValues<'a> = Box<dyn Fn() -> Result<Vec<f32>> + 'a>;
 pub fn named_tensors(path: &Path, tensors: Vec<(String, Vec<usize>, ReadValues)>) -> Result<()> {
     let failed = RefCell::new(None);
     let lazy = tensors.into_iter().map(|(name, shape, read)| (name, Lazy { shape, read, failed: &failed }));
-    write_lazy(path, lazy.collect(), &failed)
+    write_lazy(path, lazy.collect(), FORMAT.map(str::to_owned), &failed)
 }
 
-fn write_lazy(path: &Path, tensors: Vec<(String, Lazy)>, failed: &RefCell<Option<Error>>) -> Result<()> {
+fn write_lazy(
+    path: &Path,
+    tensors: Vec<(String, Lazy)>,
+    [key, value]: [String; 2],
+    failed: &RefCell<Option<Error>>,
+) -> Result<()> {
     replace_file(path, |partial| {
-        let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+        let metadata = Some([(key, value)].into());
         safetensors::serialize_to_file(tensors, metadata, partial)
             .map_err(|error| Error::data(format!("cannot write {}", path.display())).caused_by(error))?;
         failed.take().map_or(Ok(()), Err)
@@ -135,16 +146,7 @@ pub fn hugging_face_folder(folder: &Path, config: &ClipConfig, read: &ReadParame
     fs_err::create_dir_all(folder)?;
     state_dict(&folder.join("model.safetensors"), config, Layout::HuggingFace, read)?;
     json_file(&folder.join("config.json"), &config.to_hugging_face())?;
-    let side = config.image_size;
-    let preprocessor = json!({
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "CLIPProcessor",
-        "do_resize": true, "size": {"shortest_edge": side}, "resample": 3,
-        "do_center_crop": true, "crop_size": {"height": side, "width": side},
-        "do_convert_rgb": true,
-        "do_rescale": true, "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true, "image_mean": MEAN, "image_std": STD,
-    });
+    let preprocessor = config.preprocessing.to_hugging_face(config.image_size);
     json_file(&folder.join("preprocessor_config.json"), &preprocessor)?;
     Tokenizer::openai().write_files(folder)
 }

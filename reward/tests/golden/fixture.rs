@@ -40,6 +40,10 @@ impl Fixture {
         tensors.tensor(name).unwrap().data().as_chunks().0.iter().copied().map(f32::from_le_bytes).collect()
     }
 
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        self.tensors().tensor(name).unwrap().data().to_vec()
+    }
+
     pub(crate) fn integers(&self, name: &str) -> Vec<i64> {
         let tensors = self.tensors();
         tensors.tensor(name).unwrap().data().as_chunks().0.iter().copied().map(i64::from_le_bytes).collect()

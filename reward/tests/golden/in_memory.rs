@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 use reward::{
     clip::{
         in_graph::preprocess,
-        preprocess::{MEAN, STD, load},
+        preprocess::load,
+        preprocessing::{MEAN, Preprocessing, STD},
         tokenizer::Tokenizer,
     },
     data::{image::DecodeOptions, preflight::OnBadImage, source::ImageSource},
@@ -25,7 +26,7 @@ fn preprocessing_and_its_gradient_are_pytorchs() {
     for case in ["square", "oblong", "shrunk"] {
         let key = |part: &str| format!("preprocess.{case}.{part}");
         let input = fixture.torch(&key("input")).set_requires_grad(true);
-        let output = preprocess(&input, fixture.shape(&key("output"))[2] as i64);
+        let output = preprocess(&input, fixture.shape(&key("output"))[2] as i64, &Preprocessing::default());
         assert_close(&key("output"), &values(&output), &fixture.floats(&key("output")), 1e-5);
         (output * fixture.torch(&key("weights"))).sum(Kind::Float).backward();
         // Relative, for values reach 15.
@@ -74,13 +75,14 @@ fn a_picture_in_memory_scores_as_its_file() {
         let path = folder.path().join(format!("{height}x{width}-{seed}.png"));
         image::save_buffer(&path, &pixels, width as u32, height as u32, image::ColorType::Rgb8).unwrap();
         let source = [ImageSource::File(path)];
-        let file = load(&source[0].read().unwrap(), "", checkpoint.config.image_size as u32, &options.decode).unwrap();
+        let (size, how) = (checkpoint.config.image_size as u32, &checkpoint.config.preprocessing);
+        let file = load(&source[0].read().unwrap(), "", size, how, &options.decode).unwrap();
         let table =
             embed(&*files, &source, std::slice::from_ref(&prompt), &options, &Silent, &AtomicBool::new(false)).unwrap();
 
         let bytes = Tensor::from_slice(&pixels).view([1, height as i64, width as i64, 3]);
         let pixels = bytes.permute([0, 3, 1, 2]).to_kind(Kind::Float) / 255.0;
-        let seen = preprocess(&pixels, checkpoint.config.image_size as i64);
+        let seen = preprocess(&pixels, i64::from(size), how);
         let levels = (seen * channel(STD) + channel(MEAN)) * 255.0;
         let levels = (levels.permute([0, 2, 3, 1]).flatten(0, -1) - Tensor::from_slice(&file.pixels)).abs();
         let level = levels.mean(Kind::Float).double_value(&[]);

@@ -14,6 +14,7 @@ mod models;
 mod optimizer;
 #[cfg(feature = "torch")]
 mod precision;
+mod preprocessing;
 mod refused;
 mod round_trip;
 #[cfg(feature = "torch")]

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use reward::{
     Error,
-    clip::in_graph::letterbox,
+    clip::{
+        in_graph::preprocess,
+        preprocessing::{Preprocessing, Resize},
+    },
     metrics::image_reward::WordPiece,
     score::{reward::Reward, spec::RewardSpec},
 };
@@ -105,7 +108,8 @@ fn the_letterbox_and_its_gradient_are_torchvisions() {
     for case in CASES {
         let want = fixture.floats(&format!("{case}.letterbox"));
         let pixels = fixture.torch(&format!("{case}.pixels")).narrow(0, 0, 1);
-        assert_close(case, &values(&letterbox(&pixels, 28)), &want, 1e-5);
+        let letterbox = Preprocessing { resize: Resize::Letterbox, ..Preprocessing::default() };
+        assert_close(case, &values(&preprocess(&pixels, 28, &letterbox)), &want, 1e-5);
     }
     let pixels = fixture.torch("wide.pixels").set_requires_grad(true);
     let reward = load("hps-v2", "hps.pt", Kind::Float).unwrap();

@@ -63,7 +63,11 @@ fn another_architecture_is_said_with_its_worst_tensors() {
     let error = refusal(open("open_clip_gelu.pt", None));
     assert_contains(&error.to_string(), &["open_clip_gelu.pt", "heads", "width 32"]);
     assert_contains(error.hint_text().unwrap(), &["--model"]);
-    let error = refusal(open("hf_gelu/model.safetensors", None));
+    // Keys of transformers, and no config.json beside them.
+    let folder = tempfile::tempdir().unwrap();
+    let alone = folder.path().join("model.safetensors");
+    fs_err::copy(golden("clip/hf_gelu/model.safetensors"), &alone).unwrap();
+    let error = refusal(Checkpoint::open(alone.to_str().unwrap(), OpenOptions::default()));
     assert_contains(&error.to_string(), &["model.safetensors", "config.json"]);
 }
 

@@ -111,7 +111,7 @@ fn train(mode: TrainingMode, loss: LossName, variant: Variant) -> Run {
     let mut clip = Clip::load(&checkpoint, Device::Cpu, Kind::Float, |name| trainable.trains(name)).unwrap();
     clip.checkpointing = variant.checkpointing;
     let batches = batches(&clip);
-    let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), clip.config.image_size, trainable);
+    let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), &clip.config, trainable);
     let encoder = Encoder::new(&clip, trainable, &fetcher);
     let mut stepper = Stepper::new(&clip, mode, loss, 2.0, None);
     let step = |rows: &[Triplet]| {
@@ -227,7 +227,7 @@ fn logit_scale_is_cut_at_ln_100() {
     let mut scale = clip.parameters["logit_scale"].shallow_clone();
     tch::no_grad(|| drop(scale.fill_(6.0)));
     let batches = batches(&clip);
-    let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), clip.config.image_size, trainable);
+    let fetcher = Fetcher::new(PrefixCache::off(), DecodeOptions::default(), &clip.config, trainable);
     let encoder = Encoder::new(&clip, trainable, &fetcher);
     let mut stepper = Stepper::new(&clip, TrainingMode::All, LossName::BradleyTerry, 0.0, None);
     let micro_batches = [Ok(inputs(&clip, &trainable, &batches, &batches.rows[..BATCH]))].into_iter();

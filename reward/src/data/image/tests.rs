@@ -1,5 +1,5 @@
 use super::*;
-use crate::clip::preprocess::preprocess;
+use crate::clip::{preprocess::preprocess, preprocessing::Preprocessing};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/pixels");
 
@@ -116,11 +116,11 @@ fn the_lost_part_of_a_jpeg_is_grey_and_of_a_png_black() {
     let Decoded { picture, truncated, .. } =
         decode(&golden("truncated_420.jpg"), "", &DecodeOptions::default()).unwrap();
     assert!(truncated);
-    assert_eq!(preprocess(&picture, 32).last(), Some(&128));
+    assert_eq!(preprocess(&picture, 32, &Preprocessing::default()).last(), Some(&128));
     let Decoded { picture, truncated, .. } =
         decode(&golden("truncated_rgb.png"), "", &DecodeOptions::default()).unwrap();
     assert!(truncated);
-    assert_eq!(preprocess(&picture, 32).last(), Some(&0));
+    assert_eq!(preprocess(&picture, 32, &Preprocessing::default()).last(), Some(&0));
 }
 
 #[cfg(feature = "turbojpeg")]
@@ -132,7 +132,8 @@ fn fast_decoding_keeps_the_pixels_asked_for_and_the_framing() {
         let options = DecodeOptions { fast_for: Some(size), ..DecodeOptions::default() };
         let picture = decode(&bytes, "", &options).unwrap().picture;
         assert_eq!((picture.width(), picture.height(), picture.shrink), (331, 257, shrink), "{size}");
-        let (ours, exact) = (preprocess(&picture, size), preprocess(&full, size));
+        let (ours, exact) =
+            (preprocess(&picture, size, &Preprocessing::default()), preprocess(&full, size, &Preprocessing::default()));
         let sum: u32 = ours.iter().zip(&exact).map(|(ours, exact)| u32::from(ours.abs_diff(*exact))).sum();
         let mean = f64::from(sum) / ours.len() as f64;
         assert!(mean < 2.0, "{size}: {mean}");

@@ -3,19 +3,18 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::{
-    Error, Result,
+    Result,
     clip::block::{LayerNorm, Linear, Parameters},
-    text,
+    json::{self, Section},
 };
 
 pub(super) const PREFIX: &str = "blip.text_encoder.";
 
 /// What is read of `med_config.json`; the rest of it concerns training.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 pub(super) struct BertConfig {
     pub(super) hidden_size: usize,
     pub(super) vocab_size: usize,
@@ -24,27 +23,35 @@ pub(super) struct BertConfig {
     intermediate_size: usize,
     max_position_embeddings: usize,
     layer_norm_eps: f64,
-    hidden_act: String,
 }
 
 impl BertConfig {
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let failed = |what: String| {
-            Error::data(format!("{}: {what}", path.display())).hint("want med_config.json of THUDM/ImageReward")
-        };
-        let config: Self = serde_json::from_str(&text::read(path, "med_config.json of THUDM/ImageReward")?)
-            .map_err(|error| failed(error.to_string()))?;
-        if config.hidden_act != "gelu" {
-            return Err(failed(format!("hidden_act is `{}`, want `gelu`", config.hidden_act)));
+        Self::parse(path).map_err(|error| error.hint("want med_config.json of THUDM/ImageReward"))
+    }
+
+    fn parse(path: &Path) -> Result<Self> {
+        let document = json::read(path)?;
+        let config = Section::of(path.display().to_string(), &document)?;
+        let given = |key: &str, range| config.whole(key, range)?.ok_or_else(|| config.wrong(key, "a number"));
+        if config.text("hidden_act")? != Some("gelu") {
+            return Err(config.wrong("hidden_act", "\"gelu\""));
         }
-        let heads = config.num_attention_heads;
-        if heads == 0 || !config.hidden_size.is_multiple_of(heads) {
-            return Err(failed(format!("{heads} heads do not divide hidden_size {}", config.hidden_size)));
+        let hidden_size = given("hidden_size", 1..=1 << 16)?;
+        let num_attention_heads = given("num_attention_heads", 1..=hidden_size)?;
+        if !hidden_size.is_multiple_of(num_attention_heads) {
+            return Err(config.wrong("num_attention_heads", format!("a divisor of `hidden_size` {hidden_size}")));
         }
-        if config.max_position_embeddings < super::MAX_LENGTH {
-            return Err(failed(format!("{} positions, want 35 or more", config.max_position_embeddings)));
-        }
-        Ok(config)
+        let layer_norm_eps = config.number("layer_norm_eps", f64::MIN_POSITIVE..=1.0)?;
+        Ok(Self {
+            hidden_size,
+            num_attention_heads,
+            vocab_size: given("vocab_size", 1..=1 << 24)?,
+            num_hidden_layers: given("num_hidden_layers", 1..=512)?,
+            intermediate_size: given("intermediate_size", 1..=1 << 20)?,
+            max_position_embeddings: given("max_position_embeddings", super::MAX_LENGTH..=1 << 16)?,
+            layer_norm_eps: layer_norm_eps.ok_or_else(|| config.wrong("layer_norm_eps", "a number"))?,
+        })
     }
 
     /// Every parameter with its shape. `picture`: channels of the picture's tokens.

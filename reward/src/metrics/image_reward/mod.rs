@@ -21,7 +21,7 @@ use self::{
 use super::affine::Affine;
 use crate::{
     Error, Result,
-    clip::{block::Parameters, in_graph::preprocess},
+    clip::{block::Parameters, in_graph::preprocess, preprocessing::Preprocessing},
     score::{
         reward::{Reward, check},
         spec::RewardName,
@@ -54,9 +54,10 @@ impl ImageReward {
     /// A file is missing or of another model.
     pub fn load(folder: &str, device: Device, kind: Kind) -> Result<Self> {
         let [weights, config, vocabulary] = &files(folder)?;
-        let config = BertConfig::read(config)?;
+        let (described, config) = (config.display(), BertConfig::read(config)?);
         let words = WordPiece::read(vocabulary)?;
-        if words.len() > config.vocab_size {
+        // BLIP adds [DEC] and [ENC]. A vocabulary that was cut would make unknown words of known ones.
+        if ![words.len(), words.len() + 2].contains(&config.vocab_size) {
             return Err(Error::data(format!(
                 "{}: {} pieces, but med_config.json has a vocab_size of {}",
                 vocabulary.display(),
@@ -71,7 +72,8 @@ impl ImageReward {
         let mut wanted = vision.parameters(VISION);
         wanted.extend(config.parameters(bert::PREFIX, vision.width));
         let head = Affine::parameters(&file, "mlp.", config.hidden_size);
-        file.check(&[wanted.as_slice(), &head].concat(), is_unused).map_err(|error| error.hint(hint))?;
+        file.check(&[wanted.as_slice(), &head].concat(), is_unused)
+            .map_err(|error| Error::data(format!("{error} (as {described} describes it)")).hint(hint))?;
         crate::threads::settle(vision.largest_product());
         let mut parameters = Parameters::new();
         for (name, shape) in wanted {
@@ -130,7 +132,9 @@ impl Reward for ImageReward {
 
     fn score(&self, pixels: &Tensor, prompts: &[&str]) -> Result<Tensor> {
         check(pixels, prompts)?;
-        let picture = self.vit.forward(&preprocess(pixels, self.vit.config.image_size as i64), self.checkpointing);
+        // BLIP's processor has OpenAI's numbers.
+        let seen = preprocess(pixels, self.vit.config.image_size as i64, &Preprocessing::default());
+        let picture = self.vit.forward(&seen, self.checkpointing);
         let (ids, stands) = self.tokens(prompts);
         let first = self.bert.forward(&ids, &stands, &picture).select(1, 0);
         Ok((self.head.forward(&first.to_kind(Kind::Float)) - MEAN) / DEVIATION)

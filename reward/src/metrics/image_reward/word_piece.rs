@@ -31,10 +31,22 @@ impl WordPiece {
     /// Reads `vocab.txt`: a piece per line, whose number from 0 is its id.
     ///
     /// # Errors
-    /// The file cannot be read, or lacks BERT's special tokens.
+    /// The file cannot be read, has a piece twice, or lacks BERT's special tokens.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = text::read(path, "vocab.txt of bert-base-uncased")?;
-        let ids: HashMap<String, i64> = text.lines().map(str::to_owned).zip(0..).collect();
+        let text = text::read(path, "pieces of BERT's vocabulary")?;
+        let mut ids: HashMap<String, i64> = HashMap::new();
+        for (piece, id) in text.lines().zip(0..) {
+            if let Some(earlier) = ids.insert(piece.to_owned(), id) {
+                return Err(Error::data(format!(
+                    "{} line {}: `{}` is line {} already",
+                    path.display(),
+                    id + 1,
+                    piece.escape_debug(),
+                    earlier + 1
+                ))
+                .hint("want vocab.txt of bert-base-uncased"));
+            }
+        }
         if let Some(missing) = ["[UNK]", "[CLS]", "[SEP]"].iter().find(|piece| !ids.contains_key(**piece)) {
             return Err(Error::data(format!("{}: no piece `{missing}`", path.display()))
                 .hint("want vocab.txt of bert-base-uncased"));
