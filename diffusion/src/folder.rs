@@ -5,11 +5,11 @@
 //! safetensors or PyTorch's `.bin` (of which nothing is executed).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use reward::weights::file::TensorFile;
+use reward::weights::{file::TensorFile, shards, wrappers};
 use serde_json::Value;
 
 use crate::{Error, Result, config::other_family, weights::Stored};
@@ -36,6 +36,15 @@ impl Component {
             Self::Unet => "unet",
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
+        }
+    }
+
+    /// A key of every such model, by which it is found under whatever wraps it.
+    fn anchors(self) -> &'static [&'static str] {
+        match self {
+            Self::Unet => &["time_embedding.linear_1.weight"],
+            Self::Vae => &["encoder.conv_in.weight"],
+            Self::TextEncoder => &["text_model.embeddings.token_embedding.weight"],
         }
     }
 
@@ -122,15 +131,10 @@ pub fn scheduler(folder: &Path) -> Result<String> {
 /// # Errors
 /// No weights in the folder (the name wanted is said), a shard that is missing, a truncated file.
 pub fn weights(folder: &Path, component: Component) -> Result<(Vec<TensorFile>, BTreeMap<String, Stored>)> {
-    let mut files = Vec::new();
-    let mut place = BTreeMap::new();
-    for (index, path) in weight_paths(&folder.join(component.folder()), component)?.iter().enumerate() {
-        let file = TensorFile::open(path)?;
-        for name in file.shapes().keys() {
-            place.insert(name.clone(), Stored { file: index, name: name.clone(), rows: None });
-        }
-        files.push(file);
-    }
+    let paths = weight_paths(&folder.join(component.folder()), component)?;
+    let files = paths.iter().map(|path| TensorFile::open_all(path)).collect::<Result<Vec<_>>>()?;
+    let places = wrappers::find(&files, component.anchors(), None)?;
+    let place = places.into_iter().map(|(key, (file, name))| (key, Stored { file, name, rows: None })).collect();
     Ok((files, place))
 }
 
@@ -145,16 +149,7 @@ fn weight_paths(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
     if !name.ends_with(".json") {
         return Ok(vec![path]);
     }
-    let index = json(&path)?;
-    let shards = index["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
-    let shards: BTreeSet<_> = shards.map(|file| folder.join(file)).collect();
-    if shards.is_empty() {
-        return Err(Error::data(format!("{}: no `weight_map`, want the file of every tensor", path.display())));
-    }
-    match shards.iter().find(|shard| !shard.is_file()) {
-        Some(shard) => Err(Error::data(format!("{}: no such file, named by {name}", shard.display()))),
-        None => Ok(shards.into_iter().collect()),
-    }
+    shards::of(&path)
 }
 
 fn json(path: &Path) -> Result<Value> {

@@ -11,6 +11,7 @@ pub mod eval;
 pub mod evaluate;
 pub mod event;
 pub mod foreign;
+pub mod hub;
 #[cfg(feature = "torch")]
 pub mod loss;
 #[cfg(feature = "torch")]

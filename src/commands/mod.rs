@@ -42,7 +42,7 @@ pub(crate) fn device(name: Option<DeviceName>) -> DeviceName {
 }
 
 impl CommonArgs {
-    pub(crate) fn open_options(&self) -> Result<OpenOptions<'static>> {
+    pub(crate) fn open_options(&self) -> Result<OpenOptions<'_>> {
         let activation = match self.activation.as_deref() {
             None => None,
             Some("quick-gelu") => Some(Activation::QuickGelu),
@@ -51,7 +51,8 @@ impl CommonArgs {
                 return Err(Error::usage(format!("activation `{other}`: want quick-gelu or gelu")).into());
             }
         };
-        Ok(OpenOptions { activation, seed: self.seed.unwrap_or(0), architecture: None })
+        let weights = self.weights.as_deref();
+        Ok(OpenOptions { activation, seed: self.seed.unwrap_or(0), weights, architecture: None })
     }
 }
 

@@ -3,3 +3,4 @@
 
 mod mutate;
 mod text;
+mod weights;
