@@ -159,3 +159,49 @@ fn json(path: &Path) -> Result<Value> {
     serde_json::from_str(&fs_err::read_to_string(path)?)
         .map_err(|error| Error::data(format!("{}: not JSON", path.display())).caused_by(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use reward::weights::save::{ReadValues, named_tensors};
+
+    use super::*;
+    use crate::weights::Weights;
+
+    /// A UNet folder with these tensors of two values.
+    fn unet(folder: &Path, tensors: &[(&str, [f32; 2])]) -> Weights {
+        let unet = folder.join("unet");
+        fs_err::create_dir_all(&unet).unwrap();
+        let lazy = tensors
+            .iter()
+            .map(|(name, values)| ((*name).to_owned(), vec![2], Box::new(|| Ok(values.to_vec())) as ReadValues));
+        named_tensors(&unet.join("diffusion_pytorch_model.safetensors"), lazy.collect()).unwrap();
+        let (files, place) = weights(folder, Component::Unet).unwrap();
+        Weights::from_files("sd (unet)".to_owned(), files, place)
+    }
+
+    #[test]
+    fn a_compiled_unet_under_any_prefix_has_its_own_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = [
+            ("net._orig_mod.time_embedding.linear_1.weight", [1.0, 2.0]),
+            ("net._orig_mod.mid_block.module.bias", [3.0, 4.0]),
+            ("n_averaged", [0.0, 0.0]),
+        ];
+        let mut weights = unet(folder.path(), &tensors);
+        for (key, wanted) in [("time_embedding.linear_1.weight", [1.0, 2.0]), ("mid_block.bias", [3.0, 4.0])] {
+            assert_eq!(Vec::<f32>::try_from(weights.tensor(key, &[2])).unwrap(), wanted);
+        }
+        weights.finish().unwrap();
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_read_is_no_sign_of_another_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut weights = unet(folder.path(), &[("time_embedding.linear_1.weight", [1.0, f32::INFINITY])]);
+        drop(weights.tensor("time_embedding.linear_1.weight", &[2]));
+        let error = weights.finish().unwrap_err();
+        let wanted = "diffusion_pytorch_model.safetensors: tensor `time_embedding.linear_1.weight`: element 1 is NaN";
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(error.hint_text().unwrap().contains("earlier checkpoint"), "{error:?}");
+    }
+}

@@ -37,10 +37,14 @@ struct Settings {
 
 impl Settings {
     fn of(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
-        let path = |name: &str| variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let given = |name: &str| variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let own = given("HOME").or_else(|| given("USERPROFILE"));
+        let path = |name: &str| {
+            let given = given(name)?;
+            Some(given.strip_prefix("~").ok().and_then(|rest| Some(own.as_ref()?.join(rest))).unwrap_or(given))
+        };
         let user = || {
-            let cache =
-                path("XDG_CACHE_HOME").or_else(|| Some(path("HOME").or_else(|| path("USERPROFILE"))?.join(".cache")));
+            let cache = path("XDG_CACHE_HOME").or_else(|| Some(own.as_ref()?.join(".cache")));
             cache.map(|cache| cache.join("huggingface"))
         };
         let home = path("HF_HOME").or_else(user);
@@ -161,6 +165,7 @@ mod tests {
             (&[("HOME", "/h"), ("HF_HOME", "/hf")], "/hf/hub"),
             (&[("HF_HOME", "/hf"), ("HUGGINGFACE_HUB_CACHE", "/old")], "/old"),
             (&[("HF_HUB_CACHE", "/new"), ("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/hf")], "/new"),
+            (&[("HOME", "/h"), ("HF_HOME", "~/hf")], "/h/hf/hub"),
             (&[("HF_HUB_CACHE", ""), ("HF_HOME", "/hf")], "/hf/hub"),
         ] {
             assert_eq!(settings(variables).cache, Path::new(wanted), "{variables:?}");

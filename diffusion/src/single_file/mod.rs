@@ -118,7 +118,8 @@ impl SingleFile {
         let file = TensorFile::open_all(path)?;
         let places = wrappers::find(std::slice::from_ref(&file), &[ANCHOR], choice.as_deref())?;
         let shape = |stored: &String| file.shapes().get(stored).cloned().unwrap_or_default();
-        let shapes = &places.iter().map(|(name, (_, stored))| (name.clone(), shape(stored))).collect();
+        let shapes: &BTreeMap<String, Vec<usize>> =
+            &places.iter().map(|(name, (_, stored))| (name.clone(), shape(stored))).collect();
         let has = |prefix: &str| shapes.keys().any(|key| key.starts_with(prefix));
         let failed = |what: String| Error::data(format!("{}: {what}", path.display()));
         if let Some((_, name)) = OTHERS.iter().find(|(prefix, _)| has(prefix)) {

@@ -56,7 +56,10 @@ impl Value {
                 to.extend(b"tQ");
                 number(*offset, to);
                 let mut strides: Vec<usize> = vec![1];
-                shape.iter().rev().for_each(|side| strides.push(strides.last().unwrap().saturating_mul(*side).min(1 << 30)));
+                shape
+                    .iter()
+                    .rev()
+                    .for_each(|side| strides.push(strides.last().unwrap().saturating_mul(*side).min(1 << 30)));
                 strides.pop();
                 strides.reverse();
                 for numbers in [shape, &strides] {
