@@ -87,11 +87,16 @@ fn a_full_disk_leaves_no_half_image() {
 #[test]
 fn values_that_are_not_finite_are_named_with_step_and_precision() {
     let work = Workspace::new();
-    let bytes = [f32::NAN; 4 * 8 * 8].iter().flat_map(|value| value.to_le_bytes()).collect();
-    work.write("nan.safetensors", tensors::file(&[("latents".to_owned(), "F32", vec![1, 4, 8, 8], bytes)]));
+    for (name, value) in [("nan", f32::NAN), ("huge", 3e38)] {
+        let bytes = [value; 4 * 8 * 8].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let file = tensors::file(&[("latents".to_owned(), "F32", vec![1, 4, 8, 8], bytes)]);
+        work.write(&format!("{name}.safetensors"), file);
+    }
+    work.run(&format!("{TINY} --prompt fox --latents nan.safetensors --output nan"))
+        .fails(1, &["nan.safetensors: tensor `latents`: element 0 is NaN"]);
     for precision in ["fp32", "bf16"] {
         work.run(&format!(
-            "{TINY} --prompt fox --latents nan.safetensors --precision {precision} --output {precision}"
+            "{TINY} --prompt fox --latents huge.safetensors --precision {precision} --output {precision}"
         ))
         .fails(1, &["latents are not finite", "after step 1 of 3", precision]);
     }

@@ -5,11 +5,11 @@
 //! safetensors or PyTorch's `.bin` (of which nothing is executed).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use reward::weights::file::TensorFile;
+use reward::weights::{file::TensorFile, shards, wrappers};
 use serde_json::Value;
 
 use crate::{Error, Result, config::other_family, weights::Stored};
@@ -36,6 +36,15 @@ impl Component {
             Self::Unet => "unet",
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
+        }
+    }
+
+    /// A key of every such model, by which it is found under whatever wraps it.
+    fn anchors(self) -> &'static [&'static str] {
+        match self {
+            Self::Unet => &["time_embedding.linear_1.weight"],
+            Self::Vae => &["encoder.conv_in.weight"],
+            Self::TextEncoder => &["text_model.embeddings.token_embedding.weight"],
         }
     }
 
@@ -122,15 +131,10 @@ pub fn scheduler(folder: &Path) -> Result<String> {
 /// # Errors
 /// No weights in the folder (the name wanted is said), a shard that is missing, a truncated file.
 pub fn weights(folder: &Path, component: Component) -> Result<(Vec<TensorFile>, BTreeMap<String, Stored>)> {
-    let mut files = Vec::new();
-    let mut place = BTreeMap::new();
-    for (index, path) in weight_paths(&folder.join(component.folder()), component)?.iter().enumerate() {
-        let file = TensorFile::open(path)?;
-        for name in file.shapes().keys() {
-            place.insert(name.clone(), Stored { file: index, name: name.clone(), rows: None });
-        }
-        files.push(file);
-    }
+    let paths = weight_paths(&folder.join(component.folder()), component)?;
+    let files = paths.iter().map(|path| TensorFile::open_all(path)).collect::<Result<Vec<_>>>()?;
+    let places = wrappers::find(&files, component.anchors(), None)?;
+    let place = places.into_iter().map(|(key, (file, name))| (key, Stored { file, name, rows: None })).collect();
     Ok((files, place))
 }
 
@@ -145,16 +149,7 @@ fn weight_paths(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
     if !name.ends_with(".json") {
         return Ok(vec![path]);
     }
-    let index = json(&path)?;
-    let shards = index["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
-    let shards: BTreeSet<_> = shards.map(|file| folder.join(file)).collect();
-    if shards.is_empty() {
-        return Err(Error::data(format!("{}: no `weight_map`, want the file of every tensor", path.display())));
-    }
-    match shards.iter().find(|shard| !shard.is_file()) {
-        Some(shard) => Err(Error::data(format!("{}: no such file, named by {name}", shard.display()))),
-        None => Ok(shards.into_iter().collect()),
-    }
+    shards::of(&path)
 }
 
 fn json(path: &Path) -> Result<Value> {
@@ -163,4 +158,50 @@ fn json(path: &Path) -> Result<Value> {
     }
     serde_json::from_str(&fs_err::read_to_string(path)?)
         .map_err(|error| Error::data(format!("{}: not JSON", path.display())).caused_by(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use reward::weights::save::{ReadValues, named_tensors};
+
+    use super::*;
+    use crate::weights::Weights;
+
+    /// A UNet folder with these tensors of two values.
+    fn unet(folder: &Path, tensors: &[(&str, [f32; 2])]) -> Weights {
+        let unet = folder.join("unet");
+        fs_err::create_dir_all(&unet).unwrap();
+        let lazy = tensors
+            .iter()
+            .map(|(name, values)| ((*name).to_owned(), vec![2], Box::new(|| Ok(values.to_vec())) as ReadValues));
+        named_tensors(&unet.join("diffusion_pytorch_model.safetensors"), lazy.collect()).unwrap();
+        let (files, place) = weights(folder, Component::Unet).unwrap();
+        Weights::from_files("sd (unet)".to_owned(), files, place)
+    }
+
+    #[test]
+    fn a_compiled_unet_under_any_prefix_has_its_own_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = [
+            ("net._orig_mod.time_embedding.linear_1.weight", [1.0, 2.0]),
+            ("net._orig_mod.mid_block.module.bias", [3.0, 4.0]),
+            ("n_averaged", [0.0, 0.0]),
+        ];
+        let mut weights = unet(folder.path(), &tensors);
+        for (key, wanted) in [("time_embedding.linear_1.weight", [1.0, 2.0]), ("mid_block.bias", [3.0, 4.0])] {
+            assert_eq!(Vec::<f32>::try_from(weights.tensor(key, &[2])).unwrap(), wanted);
+        }
+        weights.finish().unwrap();
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_read_is_no_sign_of_another_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut weights = unet(folder.path(), &[("time_embedding.linear_1.weight", [1.0, f32::INFINITY])]);
+        drop(weights.tensor("time_embedding.linear_1.weight", &[2]));
+        let error = weights.finish().unwrap_err();
+        let wanted = "diffusion_pytorch_model.safetensors: tensor `time_embedding.linear_1.weight`: element 1 is NaN";
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(error.hint_text().unwrap().contains("earlier checkpoint"), "{error:?}");
+    }
 }

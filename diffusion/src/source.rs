@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reward::weights::file::TensorFile;
+use reward::weights::{file::TensorFile, wrappers};
 use serde_json::Value;
 
 use crate::{
@@ -168,7 +168,7 @@ impl Source {
                     Component::Vae => single.vae(),
                     Component::TextEncoder => single.text_encoder(),
                 };
-                (vec![TensorFile::open(single.path())?], place.clone())
+                (vec![TensorFile::open_all(single.path())?], place.clone())
             }
         };
         Ok(Weights::from_files(format!("{} ({})", self.model, component.folder()), files, place))
@@ -197,14 +197,15 @@ impl Kind {
             };
         }
         let path = Path::new(model);
-        if path.is_file() {
+        if Path::new(wrappers::split(model).0).is_file() {
             return Ok(Self::SingleFile(SingleFile::open(path)?));
         }
-        let looks_like_file = [".safetensors", ".ckpt", ".pt", ".bin"].iter().any(|end| model.ends_with(end));
-        let is_hub_id = model.split('/').count() == 2 && !model.starts_with(['.', '/', '~']) && !looks_like_file;
+        if let Some(error) = reward::foreign::url(model, "a model") {
+            return Err(error);
+        }
         let folder = match path.is_dir() {
             true => path.to_owned(),
-            false if is_hub_id => hub::download(model)?,
+            false if reward::hub::is_id(model) => hub::download(model)?,
             false => {
                 return Err(Error::data(format!("{model}: no such file or folder")).hint(
                     "a model is a diffusers folder, a .safetensors or .ckpt checkpoint, a hub id, or random:sd-tiny",

@@ -34,6 +34,8 @@ pub struct Weights {
     adapters: BTreeMap<String, Adapter>,
     taken: Parameters,
     problems: Vec<String>,
+    /// The first tensor that could not be read.
+    failed: Option<Error>,
 }
 
 enum Source {
@@ -116,6 +118,7 @@ impl Weights {
             adapters: BTreeMap::new(),
             taken: Parameters { tensors, adapted, switch: AdapterSwitch::default(), device, kind },
             problems: Vec::new(),
+            failed: None,
         }
     }
 
@@ -177,7 +180,7 @@ impl Weights {
             }
             Source::Files { files, place, .. } => match place.remove(key) {
                 Some(stored) => read(&files[stored.file], &stored, shape),
-                None => Err(format!("`{key}` is missing")),
+                None => Err(Problem::Misfit("`{key}` is missing".to_owned())),
             },
         };
         let tensor = match read {
@@ -186,7 +189,10 @@ impl Weights {
                 tensor.to_device(self.device).to_kind(kind).set_requires_grad(self.trained)
             }
             Err(problem) => {
-                self.problems.push(problem.replace("{key}", key));
+                match problem {
+                    Problem::Misfit(problem) => self.problems.push(problem.replace("{key}", key)),
+                    Problem::Failed(error) => drop(self.failed.get_or_insert(error)),
+                }
                 Tensor::zeros(shape, (kind, self.device))
             }
         };
@@ -258,9 +264,13 @@ impl Weights {
     /// What was taken.
     ///
     /// # Errors
-    /// One error for all keys that are missing, mis-shaped or left over, and all adapters that belong to no layer.
+    /// A tensor that could not be read, or one error for all keys that are missing, mis-shaped or left over, and all adapters
+    /// that belong to no layer.
     pub fn finish(self) -> Result<Parameters> {
-        let Self { source, device, kind, trained: _, adapters, taken, mut problems } = self;
+        let Self { source, device, kind, trained: _, adapters, taken, mut problems, failed } = self;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         let label = match source {
             Source::Random { .. } | Source::Shapes => "random weights".to_owned(),
             Source::Files { label, files: _, place } => {
@@ -297,36 +307,56 @@ fn same_shape(left: &[i64], right: &[i64]) -> bool {
     trimmed(left) == trimmed(right)
 }
 
-/// Reads what `stored` names, in the kind of the file. The error has `{key}` for the key.
-fn read(file: &TensorFile, stored: &Stored, shape: &[i64]) -> Result<Tensor, String> {
-    let Some(found) = file.shapes().get(&stored.name) else { return Err("`{key}` is missing".to_owned()) };
-    let mut found: Vec<i64> = found.iter().map(|size| *size as i64).collect();
+/// Why a tensor cannot be given.
+enum Problem {
+    /// It is not that of this architecture; the text has `{key}` for the key.
+    Misfit(String),
+    /// It cannot be read, whatever the architecture.
+    Failed(Error),
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Reads what `stored` names, in the kind of the file.
+fn read(file: &TensorFile, stored: &Stored, shape: &[i64]) -> Result<Tensor, Problem> {
+    let missing = || Problem::Misfit("`{key}` is missing".to_owned());
+    let mut found: Vec<i64> =
+        file.shapes().get(&stored.name).ok_or_else(missing)?.iter().map(|size| *size as i64).collect();
     let all_rows = found.first().copied().unwrap_or(1);
+    let row = found.iter().skip(1).product::<i64>() as usize;
     if let Some(rows) = &stored.rows {
         found.iter_mut().take(1).for_each(|size| *size = rows.len() as i64);
     }
     let in_range = stored.rows.as_ref().is_none_or(|rows| rows.end as i64 <= all_rows);
     if !in_range || !same_shape(&found, shape) {
-        return Err(format!("`{{key}}` has shape {found:?}, want {shape:?}"));
+        return Err(Problem::Misfit(format!("`{{key}}` has shape {found:?}, want {shape:?}")));
     }
-    let raw = file.raw(&stored.name).map_err(|error| error.to_string())?;
-    let kind = match raw.dtype {
-        Dtype::F32 => Kind::Float,
+    let kind = match file.dtype(&stored.name)? {
         Dtype::F16 => Kind::Half,
         Dtype::BF16 => Kind::BFloat16,
         Dtype::F64 => Kind::Double,
-        other => return Err(format!("`{{key}}` is of type {other:?}, want F32, F16, BF16 or F64")),
+        _ => Kind::Float,
     };
-    let bytes = match &stored.rows {
-        None => &raw.bytes[..],
-        Some(rows) => {
-            let row = raw.bytes.len().checked_div(all_rows as usize).unwrap_or_default();
-            &raw.bytes[rows.start * row..rows.end * row]
-        }
+    let elements = match &stored.rows {
+        None => 0..found.iter().product::<i64>() as usize,
+        Some(rows) => rows.start * row..rows.end * row,
     };
-    let tensor = Tensor::f_from_data_size(bytes, shape, kind).map_err(|error| format!("`{{key}}`: {error}"));
-    file.release(raw);
-    tensor
+    // A piece at a time, so that the file's bytes never lie beside the whole tensor.
+    let tensor = Tensor::empty(shape, (kind, Device::Cpu));
+    let (flat, mut start) = (tensor.view(-1), 0);
+    file.pieces(&stored.name, elements, |bytes| {
+        let count = bytes.len().div_euclid(kind.elt_size_in_bytes()) as i64;
+        let piece = Tensor::f_from_data_size(bytes, &[count], kind);
+        let piece = piece.map_err(|error| Error::data(format!("{}: {error}", stored.name)))?;
+        flat.narrow(0, start, count).copy_(&piece);
+        start += count;
+        Ok(())
+    })?;
+    Ok(tensor)
 }
 
 /// Uniform values, as PyTorch initialises layers.

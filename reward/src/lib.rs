@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod event;
 pub mod foreign;
 pub mod json;
+pub mod hub;
 #[cfg(feature = "torch")]
 pub mod loss;
 #[cfg(feature = "torch")]

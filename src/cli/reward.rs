@@ -168,6 +168,9 @@ pub(crate) struct CommonArgs {
     /// Overrides the model's activation
     #[arg(long, value_parser = PossibleValuesParser::new(["quick-gelu", "gelu"]))]
     pub(crate) activation: Option<String>,
+    /// Which model of a checkpoint that holds several (ema, state_dict.model, …), as the error lists them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) weights: Option<String>,
 }
 
 /// Flags of `reward validate`.

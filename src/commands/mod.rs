@@ -53,9 +53,9 @@ pub(crate) fn activation(name: Option<&str>) -> Result<Option<Activation>> {
 }
 
 impl CommonArgs {
-    pub(crate) fn open_options(&self) -> Result<OpenOptions<'static>> {
-        let activation = activation(self.activation.as_deref())?;
-        Ok(OpenOptions { activation, seed: self.seed.unwrap_or(0), architecture: None })
+    pub(crate) fn open_options(&self) -> Result<OpenOptions<'_>> {
+        let (activation, weights) = (activation(self.activation.as_deref())?, self.weights.as_deref());
+        Ok(OpenOptions { activation, seed: self.seed.unwrap_or(0), weights, architecture: None })
     }
 }
 

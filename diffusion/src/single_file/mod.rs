@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use reward::weights::file::TensorFile;
+use reward::weights::{file::TensorFile, wrappers};
 use serde_json::Value;
 
 use crate::{Error, Result, weights::Stored};
@@ -20,6 +20,9 @@ const VAE: &str = "first_stage_model.";
 const CLIP_TEXT: &str = "cond_stage_model.transformer.";
 /// open_clip's, in 2.x.
 const OPEN_CLIP_TEXT: &str = "cond_stage_model.model.";
+
+/// A key of every such checkpoint, by which it is found under whatever wraps it.
+const ANCHOR: &str = "model.diffusion_model.input_blocks.0.0.weight";
 
 /// What trainers leave beside the model; a name that ends in a dot stands for all below it. The EMA copy of the UNet is one of them:
 /// the plain weights are read.
@@ -103,13 +106,20 @@ impl Placed {
 }
 
 impl SingleFile {
-    /// Opens `.safetensors` and `.ckpt`; of a pickle nothing is executed.
+    /// Opens `.safetensors` and `.ckpt`; of a pickle nothing is executed. `PATH#NAME` chooses one of several in a file.
     ///
     /// # Errors
     /// Unreadable, another architecture (named), a model that is not in the file, keys that belong to none of the three.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let shapes = file.shapes();
+        let (path, choice) = path.to_str().map_or((path, None), |text| {
+            let (file, choice) = wrappers::split(text);
+            (Path::new(file), choice.map(str::to_owned))
+        });
+        let file = TensorFile::open_all(path)?;
+        let places = wrappers::find(std::slice::from_ref(&file), &[ANCHOR], choice.as_deref())?;
+        let shape = |stored: &String| file.shapes().get(stored).cloned().unwrap_or_default();
+        let shapes: &BTreeMap<String, Vec<usize>> =
+            &places.iter().map(|(name, (_, stored))| (name.clone(), shape(stored))).collect();
         let has = |prefix: &str| shapes.keys().any(|key| key.starts_with(prefix));
         let failed = |what: String| Error::data(format!("{}: {what}", path.display()));
         if let Some((_, name)) = OTHERS.iter().find(|(prefix, _)| has(prefix)) {
@@ -156,7 +166,10 @@ impl SingleFile {
                 continue;
             };
             match parts {
-                Some(parts) => parts.into_iter().for_each(|(key, rows)| model.insert(key, name, rows, shape)),
+                Some(parts) => {
+                    let stored = &places[name].1;
+                    parts.into_iter().for_each(|(key, rows)| model.insert(key, stored, rows, shape));
+                }
                 None => unknown.push(name),
             }
         }

@@ -19,7 +19,8 @@ pub(crate) const OPEN_CLIP_WEIGHTS: [&str; 4] = [
     "open_clip_pytorch_model.pth",
 ];
 /// Names of weights that transformers looks for in a folder, in its order.
-pub(crate) const HUGGING_FACE_WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+pub(crate) const HUGGING_FACE_WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 const OPEN_CLIP: &str = "open_clip_config.json";
 const HUGGING_FACE: &str = "config.json";

@@ -16,7 +16,7 @@ use crate::{
     data::source::ImageSource,
     event::Event,
     score::{Engine, embed_images, embed_prompts, engine},
-    weights::{Checkpoint, sha256},
+    weights::{Checkpoint, sha256, wrappers},
 };
 
 pub(super) struct SharedClip {
@@ -144,7 +144,12 @@ pub(super) fn reading(config: &ClipConfig) -> String {
 /// Of the weights file; of several, of what `sha256sum` would print in their folder; of random weights, of name and seed.
 pub(super) fn checkpoint_sha256(name: &str, files: &[PathBuf], seed: u64) -> Result<String> {
     if let [file] = files {
-        return sha256::of_file(file);
+        let sha256 = sha256::of_file(file)?;
+        // Several models of one file are told apart.
+        return Ok(match wrappers::split(name).1 {
+            Some(choice) => sha256::of_bytes(format!("{sha256}#{choice}").as_bytes()),
+            None => sha256,
+        });
     }
     let mut listing = BTreeMap::new();
     for file in files {

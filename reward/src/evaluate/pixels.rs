@@ -66,7 +66,11 @@ pub(super) fn scores(
             let scored = tch::no_grad(|| score(&tensor(&batch, device), &prompts))?;
             let scored = Vec::<f64>::try_from(scored.to_device(Device::Cpu).to_kind(Kind::Double))
                 .map_err(|error| Error::data("scores cannot be read back").caused_by(error))?;
-            for (found, score) in found[done..].iter_mut().zip(scored) {
+            for ((found, score), item) in found[done..].iter_mut().zip(scored).zip(&items[done..]) {
+                if !score.is_finite() {
+                    return Err(Error::data(format!("{phase} of {}: the score is {score}", item.image.label()))
+                        .hint("its weights are too large for fp32, as a run that diverged leaves them"));
+                }
                 *found = Some(score);
             }
             done += batch.len();

@@ -4,8 +4,6 @@
 //! `sac+logos+ava1-l14-linearMSE.pth` is five linear layers with nothing but dropout between them: one affine map of the
 //! unit image embedding of OpenAI's CLIP ViT-L/14, folded when it is loaded.
 
-use std::path::Path;
-
 use tch::{Device, Kind, Tensor};
 
 use super::{affine::Affine, clip_reward::ClipReward};
@@ -15,7 +13,7 @@ use crate::{
         reward::{Reward, check},
         spec::RewardName,
     },
-    weights::{Checkpoint, file::TensorFile},
+    weights::{Checkpoint, wrappers},
 };
 
 /// `w · unit(image) + b`.
@@ -31,7 +29,7 @@ impl Aesthetic {
     /// Weights cannot be read, or the head does not fit the CLIP.
     pub fn load(path: &str, clip: &Checkpoint, device: Device, kind: Kind) -> Result<Self> {
         let width = clip.config.embed_dim;
-        let file = TensorFile::open(Path::new(path))?;
+        let file = wrappers::open(path, &["layers.0.weight"])?;
         file.check(&Affine::parameters(&file, "", width), |_| false).map_err(|error| {
             error.hint(format!(
                 "want LAION's sac+logos+ava1-l14-linearMSE.pth, for a CLIP ViT-L/14 of 768 channels; --clip gives one of {width}"

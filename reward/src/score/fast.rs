@@ -20,17 +20,23 @@ use crate::{
 /// A CLIP in fp32 without gradients.
 pub(super) struct Fast {
     clip: Clip,
+    label: String,
 }
 
 impl Fast {
     pub(super) fn load(checkpoint: &Checkpoint, device: DeviceName) -> Result<Self> {
-        Ok(Self { clip: Clip::load(checkpoint, device.resolve()?, Kind::Float, |_| false)? })
+        let clip = Clip::load(checkpoint, device.resolve()?, Kind::Float, |_| false)?;
+        Ok(Self { clip, label: checkpoint.label() })
     }
 }
 
 impl Engine for Fast {
     fn config(&self) -> &ClipConfig {
         &self.clip.config
+    }
+
+    fn label(&self) -> &str {
+        &self.label
     }
 
     fn images(&self, pictures: &[&[u8]]) -> Result<Vec<Vec<f32>>> {

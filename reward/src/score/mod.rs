@@ -28,6 +28,9 @@ pub trait Engine {
     /// The architecture.
     fn config(&self) -> &ClipConfig;
 
+    /// How errors name the model.
+    fn label(&self) -> &str;
+
     /// Unit embeddings of preprocessed pictures, each S·S·3 RGB bytes, HWC.
     ///
     /// # Errors
@@ -108,7 +111,11 @@ pub fn embed_prompts(
     for (pass, chunk) in by_length.chunks(options.batch_size).enumerate() {
         interrupted(stop)?;
         let tokens: Vec<&Tokens> = chunk.iter().map(|prompt| &prompts[*prompt as usize]).collect();
-        each(chunk, engine.texts(&tokens)?);
+        let embeddings = engine.texts(&tokens)?;
+        if !embeddings.iter().all(|row| is_finite(row)) {
+            return Err(not_finite(engine, "a prompt"));
+        }
+        each(chunk, embeddings);
         let done = (pass + 1).saturating_mul(options.batch_size).min(prompts.len());
         observer.event(&Event::Progress { phase: "prompts", done, total: prompts.len() });
     }
@@ -157,7 +164,11 @@ pub fn embed_images(
             }
             if !pictures.is_empty() {
                 let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-                each(&indexes, engine.images(&pictures)?);
+                let embeddings = engine.images(&pictures)?;
+                if let Some(place) = embeddings.iter().position(|row| !is_finite(row)) {
+                    return Err(not_finite(engine, &images[indexes[place] as usize].label()));
+                }
+                each(&indexes, embeddings);
             }
             observer.event(&Event::Progress { phase: "images", done: pass.end, total: images.len() });
         }
@@ -168,6 +179,16 @@ pub fn embed_images(
         observer.event(&Event::Warning(&format!("{truncated} truncated image(s) were decoded as far as they went")));
     }
     Ok(())
+}
+
+fn is_finite(row: &[f32]) -> bool {
+    row.iter().all(|value| value.is_finite())
+}
+
+/// Weights are finite where they are read, so what is not finite now overflowed on the way.
+fn not_finite(engine: &dyn Engine, what: &str) -> Error {
+    Error::data(format!("{}: its embedding of {what} is not finite", engine.label()))
+        .hint("its weights are too large for fp32, as a run that diverged leaves them: take an earlier checkpoint")
 }
 
 pub(crate) fn passes(count: usize, batch_size: usize) -> Vec<Range<usize>> {

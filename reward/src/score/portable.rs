@@ -19,6 +19,7 @@ use crate::{
 pub struct Portable {
     config: ClipConfig,
     parameters: HashMap<String, Tensor>,
+    label: String,
 }
 
 impl From<candle_core::Error> for Error {
@@ -38,7 +39,7 @@ impl Portable {
             let (name, shape, values) = parameter?;
             parameters.insert(name, Tensor::from_vec(values, shape, &Device::Cpu)?);
         }
-        Ok(Self { config: checkpoint.config.clone(), parameters })
+        Ok(Self { config: checkpoint.config.clone(), parameters, label: checkpoint.label() })
     }
 
     fn linear(&self, x: &Tensor, weight: &str, bias: &str) -> candle_core::Result<Tensor> {
@@ -141,6 +142,10 @@ fn unit(x: &Tensor) -> Result<Vec<Vec<f32>>> {
 }
 
 impl Engine for Portable {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
     fn config(&self) -> &ClipConfig {
         &self.config
     }

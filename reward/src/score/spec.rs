@@ -18,7 +18,7 @@ use crate::{
         image_reward::{self, ImageReward},
         pick_score::pick_score,
     },
-    weights::{Checkpoint, OpenOptions, file::TensorFile},
+    weights::{Checkpoint, OpenOptions, file::TensorFile, wrappers},
 };
 
 /// The rewards that can be loaded, which are the metrics with weights.
@@ -154,7 +154,7 @@ impl RewardSpec {
         let path = &self.path;
         match self.name {
             RewardName::Aesthetic => {
-                let head = TensorFile::open(Path::new(path))?.path().to_owned();
+                let head = TensorFile::open_all(Path::new(wrappers::split(path).0))?.path().to_owned();
                 Ok([vec![head], of_clip(clip.ok_or_else(|| aesthetic::no_clip(path))?)?].concat())
             }
             RewardName::ImageReward => Ok(image_reward::files(path)?.into()),

@@ -84,6 +84,8 @@ pub struct TrainConfig {
     pub exif_rotate: bool,
     /// Overrides the model's activation.
     pub activation: Option<Activation>,
+    /// Which model of a checkpoint that holds several.
+    pub weights: Option<String>,
     /// Recompute activations in the backward pass to save memory.
     pub gradient_checkpointing: bool,
     /// Kind of activations and frozen weights.
@@ -138,6 +140,7 @@ impl Default for TrainConfig {
             max_pixels: None,
             exif_rotate: false,
             activation: None,
+            weights: None,
             gradient_checkpointing: false,
             precision: Precision::Fp32,
             cache: "ram".to_owned(),

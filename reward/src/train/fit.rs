@@ -76,7 +76,12 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     let device = config.device.resolve()?;
     let folder = RunFolder::claim(save_folder, "save-folder")?;
     let resumed_from = resume_point(&folder, config, resume)?;
-    let options = OpenOptions { activation: config.activation, seed: config.seed, architecture: None };
+    let options = OpenOptions {
+        activation: config.activation,
+        seed: config.seed,
+        weights: config.weights.as_deref(),
+        architecture: None,
+    };
     let source = Checkpoint::open_base(config.checkout_path.as_deref(), config.model.as_deref(), options)?;
     source.check_vocabulary()?;
     let data = prepare(config, &source.config, observer, stop)?;

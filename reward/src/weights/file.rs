@@ -1,134 +1,176 @@
-//! One tensor file, opened without loading it: memory-mapped safetensors and PyTorch archives (`.pth`, `.pt`, `.ckpt`), and
-//! TorchScript archives through libtorch.
+//! One tensor file, opened without loading it: safetensors and PyTorch's archives (`.pth`, `.pt`, `.ckpt`, `.bin`), of which
+//! nothing is executed. Every size in it is held against the file before anything is allocated.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
-    io::{Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
+    ops::Range,
+    path::Path,
 };
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
-use safetensors::{Dtype, SafeTensors, tensor::Metadata};
+use safetensors::{Dtype, tensor::Metadata};
 
-use super::{
-    misfits,
-    pickle::{self, PickledTensor},
-};
+use super::{archive, floats, misfits, source::Source, tensors::joined, wrappers::Places};
 use crate::{Error, Result};
 
-/// A named collection of tensors on disk (or, for random weights, made on demand).
+/// Bytes that are read at a time: they stay in the processor's cache while they are checked and converted.
+const PIECE: usize = 256 << 10;
+
+/// Bytes of a safetensors header at most, which is the format's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// A named collection of tensors on disk.
 pub struct TensorFile {
-    path: PathBuf,
-    content: Content,
+    source: Source,
+    tensors: BTreeMap<String, Stored>,
     shapes: BTreeMap<String, Vec<usize>>,
+    metadata: HashMap<String, String>,
+    is_torch_script: bool,
 }
 
-/// The stored elements of one tensor, row-major and little-endian.
-pub struct RawTensor<'a> {
-    /// As stored: a part of the memory map, except where a pickle's tensor is strided.
-    pub bytes: Cow<'a, [u8]>,
-    /// The type of an element.
-    pub dtype: Dtype,
+struct Stored {
+    place: Place,
+    /// Bytes of the name that are the path of the tensor's dictionary.
+    dictionary: usize,
 }
 
-enum Content {
-    Safetensors {
-        map: memmap2::Mmap,
-        start: usize,
-        metadata: Metadata,
-    },
-    Pickle {
-        map: memmap2::Mmap,
-        tensors: HashMap<String, PickledTensor>,
-    },
-    #[cfg(feature = "torch")]
-    TorchScript(BTreeMap<String, std::sync::Mutex<tch::Tensor>>),
+/// Where a tensor is in the file.
+pub(super) struct Place {
+    start: u64,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    elements: usize,
+    /// Of a tensor whose elements do not lie in one piece in their order, in elements.
+    strides: Option<Vec<usize>>,
+}
+
+impl Place {
+    /// A tensor that begins at element `offset` of a storage in a file of `length` bytes.
+    ///
+    /// # Errors
+    /// It reaches beyond its storage, or (where elements are repeated) would be larger than the file.
+    pub(super) fn within(
+        storage: Range<u64>,
+        length: u64,
+        dtype: Dtype,
+        offset: usize,
+        shape: Vec<usize>,
+        strides: Vec<usize>,
+    ) -> Result<Self, String> {
+        let size = dtype.bitsize().div_euclid(8);
+        let bytes = storage.end.saturating_sub(storage.start);
+        let beyond = || format!("shape {shape:?} from element {offset} does not fit its storage of {bytes} bytes");
+        let elements = shape.iter().try_fold(1_usize, |all, side| all.checked_mul(*side)).ok_or_else(beyond)?;
+        let mut last = offset;
+        let (mut in_order, mut step) = (true, 1_usize);
+        for (side, stride) in shape.iter().zip(&strides).rev() {
+            let reach = side.saturating_sub(1).checked_mul(*stride);
+            last = reach.and_then(|reach| last.checked_add(reach)).ok_or_else(beyond)?;
+            in_order &= *side <= 1 || *stride == step;
+            step = step.saturating_mul(*side);
+        }
+        let fits = |count: usize, bytes: u64| count.checked_mul(size).is_some_and(|count| count as u64 <= bytes);
+        if elements > 0 && !(last.checked_add(1).is_some_and(|count| fits(count, bytes)) && fits(elements, length)) {
+            return Err(beyond());
+        }
+        let start = storage.start + if elements == 0 { 0 } else { (offset * size) as u64 };
+        Ok(Self { start, dtype, shape, elements, strides: (!in_order && elements > 0).then_some(strides) })
+    }
 }
 
 impl TensorFile {
-    /// Opens by content, not by extension.
+    /// Opens by content, not by extension. Of an archive with several dictionaries, the one with most tensors.
     ///
     /// # Errors
-    /// Unreadable or truncated file, a format that is none of the three, a pickle without tensors.
+    /// Unreadable or truncated file, a format that is none of these, a pickle without tensors, two dictionaries alike.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut magic = [0; 9];
-        let mut file = fs_err::File::open(path)?;
-        let length = file.metadata()?.len();
-        if length == 0 {
-            return Err(Error::data(format!("{}: empty file, want tensors", path.display())));
+        let mut file = Self::open_all(path)?;
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        for name in file.shapes.keys() {
+            *sizes.entry(file.dictionary(name)).or_default() += 1;
         }
-        file.read_exact(&mut magic[..length.min(9) as usize])?;
-        match &magic {
-            // JSON after its length, whose first bytes may look like a pickle's.
-            [.., b'{'] => Self::open_safetensors(path),
-            [b'P', b'K', 3, 4, ..] => Self::open_zip(path),
-            // A pickle that is no zip: the format of PyTorch before 1.6.
-            [0x80, 2..=5, ..] => {
-                Err(Error::data(format!("{}: a PyTorch file in the format before 1.6", path.display()))
-                    .hint("load it once in Python and save it with safetensors.torch.save_file"))
-            }
-            _ => Self::open_safetensors(path),
+        let most = sizes.values().max().copied().unwrap_or_default();
+        let largest: Vec<&str> = sizes.into_iter().filter(|(_, size)| *size == most).map(|(path, _)| path).collect();
+        if largest.len() > 1 {
+            return Err(Error::data(format!("{}: holds {} sets of tensors", path.display(), super::listed(&largest)))
+                .hint("save the one that is meant by itself, with safetensors.torch.save_file"));
         }
-    }
-
-    fn open_safetensors(path: &Path) -> Result<Self> {
-        let map = map(path)?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            Error::data(format!("{}: not a complete safetensors file", path.display()))
-                .caused_by(error)
-                .hint("the file may be truncated: copy or download it again")
-        })?;
-        let shapes = metadata.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())).collect();
-        Ok(Self {
-            path: path.to_owned(),
-            content: Content::Safetensors { start: header + size_of::<u64>(), map, metadata },
-            shapes,
-        })
-    }
-
-    fn open_zip(path: &Path) -> Result<Self> {
-        let map = map(path)?;
-        match pickle::tensors(&map) {
-            Ok(tensors) if !tensors.is_empty() => {
-                let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
-                Ok(Self { path: path.to_owned(), content: Content::Pickle { map, tensors }, shapes })
-            }
-            Err(error) if !is_torch_script(path) => {
-                Err(Error::data(format!("{}: cannot be read as a PyTorch checkpoint", path.display()))
-                    .caused_by(error)
-                    .hint("the file may be truncated; else save it in Python with safetensors.torch.save_file"))
-            }
-            _ => Self::open_torch_script(path),
-        }
-    }
-
-    #[cfg(feature = "torch")]
-    fn open_torch_script(path: &Path) -> Result<Self> {
-        let module = is_torch_script(path).then(|| tch::CModule::load(path)).and_then(Result::ok);
-        let Some(parameters) = module.and_then(|module| module.named_parameters().ok()) else {
-            return Err(no_tensors(path));
+        let chosen = largest.first().map(|path| (*path).to_owned()).unwrap_or_default();
+        file.tensors.retain(|name, stored| name[..stored.dictionary] == chosen);
+        let relative = |(name, stored): (String, Stored)| {
+            (key(&name, stored.dictionary).to_owned(), Stored { dictionary: 0, ..stored })
         };
-        let shapes = parameters
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.size().iter().map(|size| *size as usize).collect()));
-        let shapes = shapes.collect();
-        let parameters = parameters.into_iter().map(|(name, tensor)| (name, std::sync::Mutex::new(tensor))).collect();
-        Ok(Self { path: path.to_owned(), content: Content::TorchScript(parameters), shapes })
+        file.tensors = file.tensors.into_iter().map(relative).collect();
+        file.shapes = file.tensors.iter().map(|(name, stored)| (name.clone(), stored.place.shape.clone())).collect();
+        Ok(file)
     }
 
-    #[cfg(not(feature = "torch"))]
-    fn open_torch_script(path: &Path) -> Result<Self> {
-        if is_torch_script(path) {
-            return Err(Error::data(format!("{}: a TorchScript archive, which needs libtorch", path.display()))
-                .hint("use the full build, or convert it with `social-reward reward export` there"));
+    /// Opens with all dictionaries of an archive: a name is the path of its dictionary and its key there.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_all(path: &Path) -> Result<Self> {
+        let source = Source::open(path)?;
+        let head = source.bytes(0, source.length().min(9))?;
+        let (mut metadata, mut is_torch_script) = (HashMap::new(), false);
+        let found = match &head[..] {
+            // JSON after its length, whose first bytes may look like a pickle's.
+            [.., b'{'] if head.len() == 9 => of_safetensors(&source, &mut metadata)?,
+            [b'P', b'K', 3, 4, ..] => archive::of_zip(&source, &mut is_torch_script)?,
+            [0x80, 2..=5, ..] => archive::of_pickles(&source)?,
+            _ => return Err(no_weights(path, &head)),
+        };
+        let mut tensors = BTreeMap::new();
+        for archive::Found { dictionary, key, place } in found {
+            let name = joined(&dictionary, &key);
+            if tensors.insert(name, Stored { place, dictionary: dictionary.len() }).is_some() {
+                let name = joined(&dictionary, &key);
+                return Err(Error::data(format!("{}: two tensors `{name}`", path.display())));
+            }
         }
-        Err(no_tensors(path))
+        let shapes = tensors.iter().map(|(name, stored)| (name.clone(), stored.place.shape.clone())).collect();
+        let file = Self { source, tensors, shapes, metadata, is_torch_script };
+        file.refuse_scales()?;
+        Ok(file)
+    }
+
+    /// Only these tensors, under these keys.
+    pub(super) fn renamed(mut self, places: Places) -> Self {
+        let tensors = places
+            .into_iter()
+            .filter_map(|(key, (_, name))| Some((key, Stored { dictionary: 0, ..self.tensors.remove(&name)? })));
+        self.tensors = tensors.collect();
+        self.shapes = self.tensors.iter().map(|(name, stored)| (name.clone(), stored.place.shape.clone())).collect();
+        self
+    }
+
+    /// Weights of fp8 with factors of their own beside them would be read without these.
+    fn refuse_scales(&self) -> Result<()> {
+        const SCALES: [&str; 5] = ["scaled_fp8", "scale_weight", "weight_scale", "weight_scale_inv", "scale_input"];
+        let is_scale = |name: &&String| name.rsplit('.').next().is_some_and(|last| SCALES.contains(&last));
+        let has_fp8 = self.tensors.values().any(|stored| floats::is_fp8(stored.place.dtype));
+        match self.tensors.keys().find(is_scale).filter(|_| has_fp8) {
+            None => Ok(()),
+            Some(name) => Err(Error::data(format!(
+                "{}: fp8 weights with scales of their own (`{name}`) are not supported",
+                self.path().display()
+            ))
+            .hint("take the fp16 or fp32 file of the same model")),
+        }
     }
 
     /// Where it was read from.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.source.path()
+    }
+
+    /// A text in the header of a safetensors file.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// Whether it is a TorchScript archive.
+    pub fn is_torch_script(&self) -> bool {
+        self.is_torch_script
     }
 
     /// Every tensor's shape by name.
@@ -136,20 +178,14 @@ impl TensorFile {
         &self.shapes
     }
 
-    /// A text in the header of a safetensors file.
-    pub fn metadata(&self, key: &str) -> Option<&str> {
-        match &self.content {
-            Content::Safetensors { metadata, .. } => metadata.metadata().as_ref()?.get(key).map(String::as_str),
-            _ => None,
-        }
+    /// The path of the dictionary that tensor `name` is in; empty for the top.
+    pub(super) fn dictionary<'a>(&self, name: &'a str) -> &'a str {
+        &name[..self.tensors.get(name).map_or(0, |stored| stored.dictionary)]
     }
 
-    /// Whether it is a TorchScript archive.
-    pub fn is_torch_script(&self) -> bool {
-        #[cfg(feature = "torch")]
-        return matches!(self.content, Content::TorchScript(_));
-        #[cfg(not(feature = "torch"))]
-        false
+    /// The key of tensor `name` in its dictionary.
+    pub(super) fn key<'a>(&self, name: &'a str) -> &'a str {
+        key(name, self.dictionary(name).len())
     }
 
     /// Checks that the file holds exactly `wanted`, names with shapes, but for what `ignored` says may stand beside them.
@@ -174,106 +210,140 @@ impl TensorFile {
         misfits(&self.path().display().to_string(), &problems)
     }
 
-    /// The values of tensor `name` as fp32, row-major. The file's pages stop counting as this process's memory.
+    /// The values of tensor `name` as fp32, row-major.
+    ///
+    /// # Errors
+    /// No such tensor, an element type that is no float, a value that is not finite, a file that was shortened.
+    pub fn read(&self, name: &str) -> Result<Vec<f32>> {
+        let elements = self.place(name)?.elements;
+        let mut values = Vec::with_capacity(elements);
+        self.each(name, 0..elements, |bytes, dtype| {
+            floats::append(bytes, dtype, &mut values);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    /// The type that [`Self::pieces`] hands out: as stored, but fp32 of fp8.
     ///
     /// # Errors
     /// No such tensor, or an element type that is no float.
-    pub fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let raw = self.raw(name)?;
-        let dtype = raw.dtype;
-        let values = floats(&raw.bytes, dtype);
-        self.release(raw);
-        values.ok_or_else(|| self.failed(name, &format!("type {dtype:?}, want F32, F16, BF16 or F64")))
-    }
-
-    /// The elements of tensor `name` as they are stored, without a copy where they lie in one piece.
-    ///
-    /// # Errors
-    /// No such tensor, a storage that ends too soon, or (in a pickle) an element type that is no float.
-    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
-        let missing = || self.failed(name, "missing");
-        match &self.content {
-            Content::Safetensors { map, start, metadata } => {
-                let info = metadata.info(name).ok_or_else(missing)?;
-                let bytes = &map[start + info.data_offsets.0..start + info.data_offsets.1];
-                Ok(RawTensor { bytes: Cow::Borrowed(bytes), dtype: info.dtype })
-            }
-            Content::Pickle { map, tensors } => {
-                let tensor = tensors.get(name).ok_or_else(missing)?;
-                let (bytes, dtype) =
-                    tensor.raw(map).ok_or_else(|| self.failed(name, "cut off, or of a type that is no float"))?;
-                Ok(RawTensor { bytes, dtype })
-            }
-            #[cfg(feature = "torch")]
-            Content::TorchScript(tensors) => {
-                let tensor = tensors.get(name).ok_or_else(missing)?;
-                let tensor = tensor.lock().map_err(|_| self.failed(name, "poisoned"))?;
-                let values =
-                    Vec::<f32>::try_from(tensor.to_kind(tch::Kind::Float).to_device(tch::Device::Cpu).flatten(0, -1))
-                        .map_err(|error| self.failed(name, "cannot be read").caused_by(error))?;
-                let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-                Ok(RawTensor { bytes: Cow::Owned(bytes), dtype: Dtype::F32 })
-            }
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        let dtype = self.place(name)?.dtype;
+        match floats::size(dtype) {
+            None => Err(self.failed(name, &format!("type {dtype:?}, want F32, F16, BF16, F64, F8_E4M3 or F8_E5M2"))),
+            Some(_) if floats::is_fp8(dtype) => Ok(Dtype::F32),
+            Some(_) => Ok(dtype),
         }
     }
 
-    /// Says that `raw` is not needed any more: its pages of the memory map stop counting as this process's memory. They
-    /// are read from the file again if they are touched again.
-    #[allow(unsafe_code, reason = "memmap2 marks all advice that may drop changed pages as unsafe")]
-    pub fn release(&self, raw: RawTensor) {
-        let map = match &self.content {
-            Content::Safetensors { map, .. } | Content::Pickle { map, .. } => map,
-            #[cfg(feature = "torch")]
-            Content::TorchScript(_) => return,
+    /// Hands `elements` of tensor `name`, row-major and little-endian, to `take`, some hundred thousand at a time.
+    ///
+    /// # Errors
+    /// As [`Self::read`], or what `take` says.
+    pub fn pieces(&self, name: &str, elements: Range<usize>, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut values = Vec::new();
+        self.each(name, elements, |bytes, dtype| {
+            if !floats::is_fp8(dtype) {
+                return take(bytes);
+            }
+            values.clear();
+            floats::append(bytes, dtype, &mut values);
+            take(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
+        })
+    }
+
+    fn each(&self, name: &str, elements: Range<usize>, mut take: impl FnMut(&[u8], Dtype) -> Result<()>) -> Result<()> {
+        self.dtype(name)?;
+        let place = self.place(name)?;
+        let size = place.dtype.bitsize().div_euclid(8);
+        if elements.end > place.elements {
+            return Err(self.failed(name, &format!("{} elements, want {}", place.elements, elements.end)));
+        }
+        let gathered = place.strides.as_ref().map(|strides| self.gathered(place, strides)).transpose()?;
+        let mut buffer = vec![0; PIECE.min(elements.len() * size)];
+        for start in elements.clone().step_by(PIECE.div_euclid(size)) {
+            let bytes = &mut buffer[..PIECE.min((elements.end - start) * size)];
+            match &gathered {
+                Some(gathered) => bytes.copy_from_slice(&gathered[start * size..][..bytes.len()]),
+                None => self.source.read(place.start + (start * size) as u64, bytes)?,
+            }
+            if let Some(at) = floats::first_not_finite(bytes, place.dtype) {
+                return Err(self
+                    .failed(name, &format!("element {} is NaN, infinite or too large for fp32", start + at))
+                    .hint("a run that diverged leaves such values: take an earlier checkpoint"));
+            }
+            take(bytes, place.dtype)?;
+        }
+        Ok(())
+    }
+
+    /// The elements of a tensor that do not lie in their order, in that order.
+    fn gathered(&self, place: &Place, strides: &[usize]) -> Result<Vec<u8>> {
+        let size = place.dtype.bitsize().div_euclid(8);
+        let last: usize = place.shape.iter().zip(strides).map(|(side, stride)| (side - 1) * stride).sum();
+        let stored = self.source.bytes(place.start, ((last + 1) * size) as u64)?;
+        let at = |element: usize| {
+            let sides = place.shape.iter().zip(strides).rev();
+            sides.fold((element, 0), |(rest, at), (side, stride)| (rest.div_euclid(*side), at + rest % side * stride)).1
         };
-        let Cow::Borrowed(bytes) = raw.bytes else { return };
-        let offset = bytes.as_ptr().addr() - map.as_ptr().addr();
-        // SAFETY: the map is of a file and read-only, so a dropped page holds nothing that the file does not.
-        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) }.ok();
+        Ok((0..place.elements).flat_map(|element| &stored[at(element) * size..][..size]).copied().collect())
+    }
+
+    fn place(&self, name: &str) -> Result<&Place> {
+        self.tensors.get(name).map(|stored| &stored.place).ok_or_else(|| self.failed(name, "missing"))
     }
 
     fn failed(&self, name: &str, what: &str) -> Error {
-        Error::data(format!("{}: tensor `{name}`: {what}", self.path.display()))
+        Error::data(format!("{}: tensor `{name}`: {what}", self.path().display()))
     }
 }
 
-#[allow(unsafe_code, reason = "a memory map is the only way to open 4 GB of weights without reading them")]
-fn map(path: &Path) -> Result<memmap2::Mmap> {
-    let file = fs_err::File::open(path)?;
-    // SAFETY: the map is read-only and private; a file that shrinks under us ends the process, as for every mmap reader.
-    unsafe { memmap2::Mmap::map(file.file()) }.map_err(|error| Error::data(format!("{}: {error}", path.display())))
+/// What follows the path of a dictionary, which has `dictionary` bytes.
+fn key(name: &str, dictionary: usize) -> &str {
+    if dictionary == 0 { name } else { name.get(dictionary + 1..).unwrap_or_default() }
 }
 
-/// The list of files at the end of a TorchScript archive has a `constants.pkl`; a state dict's has none.
-fn is_torch_script(path: &Path) -> bool {
-    let tail = || -> std::io::Result<Vec<u8>> {
-        let mut file = fs_err::File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(1 << 20)))?;
-        let mut tail = Vec::new();
-        file.read_to_end(&mut tail)?;
-        Ok(tail)
+/// Every tensor of a safetensors file.
+fn of_safetensors(source: &Source, texts: &mut HashMap<String, String>) -> Result<Vec<archive::Found>> {
+    let incomplete = |problem: String| {
+        Error::data(format!("{}: not a complete safetensors file: {problem}", source.path().display()))
+            .hint("the file may be truncated: copy or download it again")
     };
-    tail().is_ok_and(|tail| tail.windows(14).any(|window| window == b"/constants.pkl"))
+    let mut size = [0; 8];
+    source.read(0, &mut size)?;
+    let size = u64::from_le_bytes(size);
+    if size > MAX_HEADER.min(source.length() - 8) {
+        return Err(incomplete(format!("a header of {size} bytes in a file of {}", source.length())));
+    }
+    let header = source.bytes(8, size)?;
+    // Reading it checks that shapes, types and offsets agree and that nothing overlaps.
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| incomplete(error.to_string()))?;
+    let start = 8 + size;
+    if (metadata.data_len() as u64).checked_add(start) != Some(source.length()) {
+        let found = source.length() - start;
+        return Err(incomplete(format!("{} bytes of tensors, {found} in the file", metadata.data_len())));
+    }
+    texts.extend(metadata.metadata().clone().unwrap_or_default());
+    let tensors = metadata.tensors().into_iter().map(|(name, info)| {
+        let (shape, elements) = (info.shape.clone(), info.shape.iter().product());
+        let place =
+            Place { start: start + info.data_offsets.0 as u64, dtype: info.dtype, shape, elements, strides: None };
+        archive::Found { dictionary: String::new(), key: name, place }
+    });
+    Ok(tensors.collect())
 }
 
-fn no_tensors(path: &Path) -> Error {
-    Error::data(format!("{}: a pickle that holds no tensors; nothing in it was executed", path.display()))
-        .hint("convert it in Python where you trust it: safetensors.torch.save_file(state_dict, \"model.safetensors\")")
-}
-
-/// Little-endian bytes of a float type as fp32; `None` for another type.
-pub(super) fn floats(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    fn parse<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
-        bytes.as_chunks::<N>().0.iter().copied()
-    }
-    match dtype {
-        Dtype::F32 => Some(parse(bytes).map(f32::from_le_bytes).collect()),
-        Dtype::F64 => Some(parse(bytes).map(|chunk| f64::from_le_bytes(chunk) as f32).collect()),
-        Dtype::F16 => Some(parse(bytes).map(f16::from_le_bytes).collect::<Vec<_>>().to_f32_vec()),
-        Dtype::BF16 => Some(parse(bytes).map(bf16::from_le_bytes).collect::<Vec<_>>().to_f32_vec()),
-        _ => None,
-    }
+/// What begins like none of the formats that are read.
+fn no_weights(path: &Path, head: &[u8]) -> Error {
+    let other = match head {
+        [b'G', b'G', b'U', b'F', ..] => "a GGUF file (llama.cpp's and ComfyUI's quantised weights)",
+        [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => "a NumPy array",
+        _ if head.len() < 9 => "too short for weights",
+        _ => "neither a safetensors nor a PyTorch file",
+    };
+    Error::data(format!("{}: {other}", path.display()))
+        .hint("weights are .safetensors, or what torch.save writes; a file that was one may be damaged: copy it again")
 }
 
 #[cfg(test)]
@@ -291,5 +361,36 @@ mod tests {
             fs_err::write(&path, [&length.to_le_bytes(), header.as_bytes(), &1.5_f32.to_le_bytes()].concat()).unwrap();
             assert_eq!(TensorFile::open(&path).unwrap().read("x").unwrap(), [1.5]);
         }
+    }
+
+    #[test]
+    fn a_transposed_view_behind_an_offset_is_read_in_its_own_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("storage");
+        fs_err::write(&path, (0..7).flat_map(|number| (number as f32).to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        let place = |bytes: u64| Place::within(0..bytes, 28, Dtype::F32, 1, vec![3, 2], vec![1, 3]);
+        let tensors = BTreeMap::from([("x".to_owned(), Stored { place: place(28).unwrap(), dictionary: 0 })]);
+        let file = TensorFile {
+            source: Source::open(&path).unwrap(),
+            tensors,
+            shapes: BTreeMap::new(),
+            metadata: HashMap::new(),
+            is_torch_script: false,
+        };
+        assert_eq!(file.read("x").unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert!(place(24).is_err());
+        for (offset, shape, strides) in [
+            (usize::MAX, vec![1], vec![1]),
+            (0, vec![1 << 62, 4], vec![0, 0]),
+            (0, vec![8], vec![0]),
+            (0, vec![2], vec![usize::MAX]),
+            (1, vec![7], vec![1]),
+        ] {
+            assert!(
+                Place::within(0..28, 28, Dtype::F32, offset, shape.clone(), strides).is_err(),
+                "{offset} {shape:?}"
+            );
+        }
+        assert!(Place::within(0..0, 28, Dtype::F32, 0, vec![0, 1 << 40], vec![1, 1]).is_ok());
     }
 }

@@ -1,18 +1,25 @@
 //! Strict weights: a [`Checkpoint`] knows its architecture and gives every parameter by its OpenAI key, or says in one error
 //! which tensors are missing, unexpected or of another shape. Nothing is ever initialised and then overwritten.
 
+mod archive;
 pub mod file;
+mod floats;
 pub mod layout;
+mod named;
 mod pickle;
 pub mod random;
 pub mod save;
 pub mod sha256;
+pub mod shards;
+mod source;
 mod stated;
+mod tensors;
+#[cfg(test)]
+mod tests;
+pub mod wrappers;
+mod zip;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -22,10 +29,12 @@ use crate::{
         config::{Activation, ClipConfig},
         description::{Description, HUGGING_FACE_WEIGHTS, OPEN_CLIP_WEIGHTS},
     },
+    foreign, hub,
 };
 use file::TensorFile;
 use layout::{Layout, Stored, is_buffer};
 use stated::Stated;
+use wrappers::Places;
 
 /// A CLIP on disk (or random): what it is, and its parameters, read on demand.
 pub struct Checkpoint {
@@ -40,12 +49,15 @@ pub struct Checkpoint {
     folder: Option<PathBuf>,
 }
 
+/// A key of every CLIP in each layout, by which it is found under whatever wraps it.
+const ANCHORS: [&str; 2] = ["visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"];
+
 /// Tokens of OpenAI's CLIP vocabulary.
 const VOCABULARY: usize = 49408;
 
 enum Source {
     Random { seed: u64 },
-    Files { files: Vec<TensorFile>, place: BTreeMap<String, (usize, String)>, layout: Layout },
+    Files { files: Vec<TensorFile>, place: Places, layout: Layout },
 }
 
 /// What the user may say beside the path.
@@ -55,6 +67,8 @@ pub struct OpenOptions<'a> {
     pub activation: Option<Activation>,
     /// Seed of `random:` weights.
     pub seed: u64,
+    /// Which model of a file that holds several: a path of keys, as `PATH#NAME` says it.
+    pub weights: Option<&'a str>,
     /// Architecture to use for a state dict instead of inferring it from shapes.
     pub architecture: Option<&'a ClipConfig>,
 }
@@ -70,7 +84,8 @@ impl Checkpoint {
     /// As [`Checkpoint::open`].
     pub fn open_base(checkout_path: Option<&str>, model: Option<&str>, options: OpenOptions) -> Result<Self> {
         let Some(path) = checkout_path else { return Self::open(model.unwrap_or(DEFAULT_MODEL), options) };
-        let architecture = model.map(|model| Self::architecture(model, options)).transpose()?;
+        let base = OpenOptions { weights: None, ..options };
+        let architecture = model.map(|model| Self::architecture(model, base)).transpose()?;
         Self::open(path, OpenOptions { architecture: architecture.as_ref(), ..options })
     }
 
@@ -87,19 +102,22 @@ impl Checkpoint {
     }
 
     /// Opens `random:NAME`, a Hugging Face CLIP folder (ours included), a state dict in OpenAI or open_clip layout, or a
-    /// hub id (downloaded once, then used offline).
+    /// hub id (downloaded once, then used offline). `PATH#NAME` chooses one of several models in a file by the dictionary or
+    /// the prefix of its keys.
     ///
     /// # Errors
-    /// Nothing there, an architecture that cannot be told, tensors missing, unexpected or mis-shaped.
+    /// Nothing there, an architecture that cannot be told, tensors missing, unexpected or mis-shaped, several models and no
+    /// choice.
     pub fn open(model: &str, options: OpenOptions) -> Result<Self> {
         let mut checkpoint = Self::locate(model, options)?;
         checkpoint.decide_activation(model, options.activation);
-        checkpoint.check(model)?;
+        checkpoint.check(model).map_err(|error| checkpoint.source.named(model, error))?;
         Ok(checkpoint)
     }
 
     fn locate(model: &str, options: OpenOptions) -> Result<Self> {
         if let Some(name) = model.strip_prefix("random:") {
+            refuse_choice(model, options.weights)?;
             let config = ClipConfig::preset(name).ok_or_else(|| {
                 Error::usage(format!("`{model}`: no such random model"))
                     .hint("known: random:tiny, random:toy, random:vit-b-32, random:vit-l-14, random:vit-h-14")
@@ -107,30 +125,33 @@ impl Checkpoint {
             let source = Source::Random { seed: options.seed };
             return Ok(Self { config, warnings: Vec::new(), source, stated: Stated::Known, folder: None });
         }
-        let path = Path::new(model);
+        let (path, choice) = wrappers::split(model);
+        let (path, choice) = (Path::new(path), options.weights.or(choice));
         if path.is_dir() {
-            return Self::folder(path);
+            return Self::folder(path, choice);
         }
         if path.is_file() {
-            return Self::state_dict(path, options.architecture);
+            return Self::state_dict(path, choice, options.architecture);
         }
-        let is_hub_id = model.split('/').count() == 2 && !model.starts_with(['.', '/', '~']);
-        let looks_like_file = [".pt", ".pth", ".safetensors", ".ckpt"].iter().any(|end| model.ends_with(end));
-        if !is_hub_id || looks_like_file {
-            return Err(Error::data(format!("{model}: no such file or folder")).hint(
-                "a model is a Hugging Face CLIP folder, a .pth/.pt/.safetensors state dict, a hub id, or random:tiny",
-            ));
+        const WANTED: &str =
+            "a model is a Hugging Face CLIP folder, a .pth/.pt/.safetensors state dict, a hub id, or random:tiny";
+        if let Some(error) = foreign::url(model, "a model") {
+            return Err(error);
         }
-        Self::folder(&download(model)?)
+        if !hub::is_id(model) {
+            return Err(Error::data(format!("{model}: no such file or folder")).hint(WANTED));
+        }
+        Self::folder(&download(model)?, choice)
     }
 
-    fn folder(folder: &Path) -> Result<Self> {
+    fn folder(folder: &Path, choice: Option<&str>) -> Result<Self> {
+        named::check_folder(folder)?;
         let weights = weight_files(folder);
         let name = weights.as_ref().ok().and_then(|files| files.first()?.file_name()?.to_str());
         // What is wrong with the config comes first, which of the two is missing.
         let described = Description::of_folder(folder, name)?;
-        let files = weights?.iter().map(|path| TensorFile::open(path)).collect::<Result<_>>()?;
-        Ok(Self::described(described, Source::of(files)))
+        let files = weights?.iter().map(|path| open(path)).collect::<Result<_>>()?;
+        Ok(Self::described(described, Source::of(files, choice)?))
     }
 
     fn described(description: Description, source: Source) -> Self {
@@ -138,32 +159,20 @@ impl Checkpoint {
         Self { config, warnings, source, stated: Stated::By(place), folder }
     }
 
-    fn state_dict(path: &Path, architecture: Option<&ClipConfig>) -> Result<Self> {
-        let source = Source::of(vec![TensorFile::open(path)?]);
+    fn state_dict(path: &Path, choice: Option<&str>, architecture: Option<&ClipConfig>) -> Result<Self> {
+        let source = Source::of(vec![open(path)?], choice)?;
         if let Some(config) = architecture {
             let (config, stated) = (config.clone(), Stated::By("--model".to_owned()));
             return Ok(Self { config, warnings: Vec::new(), source, stated, folder: None });
         }
-        let Source::Files { files, place, layout } = &source else { unreachable!("made from a file") };
+        let Source::Files { files, layout, .. } = &source else { unreachable!("made from a file") };
         if let Some(described) = Description::beside(path, *layout == Layout::HuggingFace)? {
             return Ok(Self::described(described, source));
         }
         if let Some(note) = files[0].metadata(save::NOTE) {
             return Ok(Self::described(Description::noted(path, note)?, source));
         }
-        if *layout == Layout::HuggingFace {
-            return Err(Error::data(format!("{}: Hugging Face keys without their config.json", path.display()))
-                .hint("give the folder that holds it, not the file"));
-        }
-        let unprefix = |name: &str| match layout {
-            Layout::OpenClipCustomText => name.strip_prefix("text.").unwrap_or(name).to_owned(),
-            _ => name.to_owned(),
-        };
-        let shapes = place.iter().map(|(name, (file, stored))| (unprefix(name), files[*file].shapes()[stored].clone()));
-        let config = ClipConfig::from_shapes(&shapes.collect()).map_err(|error| {
-            let hint = error.hint_text().unwrap_or_default().to_owned();
-            Error::data(format!("{}: {error}", path.display())).hint(hint)
-        })?;
+        let config = source.config(path)?;
         // Only OpenAI publishes such archives.
         let stated = if files[0].is_torch_script() { Stated::Known } else { Stated::Not };
         Ok(Self { config, warnings: Vec::new(), source, stated, folder: None })
@@ -199,11 +208,26 @@ impl Checkpoint {
             Stated::By(place) => format!("{model}, as {place} describes it"),
             Stated::Known | Stated::Not => model.to_owned(),
         };
+        let other_shapes = problems.iter().any(|problem| problem.contains(" has shape "));
+        let missing = problems.iter().any(|problem| problem.ends_with(" is missing"));
         misfits(&described, &problems).map_err(|error| {
-            error.hint(
-                "is this a checkpoint of another architecture? --model gives the architecture where shapes cannot",
-            )
+            error.hint(match (other_shapes, missing) {
+                (true, _) => {
+                    "is this a checkpoint of another architecture? --model gives the architecture where shapes cannot"
+                }
+                (false, true) => "was only a part of the model saved? want the state dict of a whole CLIP",
+                (false, false) => "want the state dict of a CLIP and nothing else among its tensors",
+            })
         })
+    }
+
+    /// How errors name it: by its file, or the folder of its files.
+    pub fn label(&self) -> String {
+        match &self.files()[..] {
+            [] => "random weights".to_owned(),
+            [file] => file.display().to_string(),
+            [file, ..] => file.parent().unwrap_or(file).display().to_string(),
+        }
     }
 
     /// The files its parameters are read from; none of random weights.
@@ -269,23 +293,57 @@ fn misfits(model: &str, problems: &[String]) -> Result<()> {
     Err(Error::data(format!("{model}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len())))
 }
 
+/// Up to five names, as an error lists them.
+pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
+    let shown: Vec<String> = names.iter().take(5).map(|name| format!("`{}`", name.as_ref())).collect();
+    let more = if names.len() > shown.len() { ", …" } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+/// A choice among models of a file is not for what has no file.
+fn refuse_choice(model: &str, choice: Option<&str>) -> Result<()> {
+    let refused = |name: &str| Err(Error::usage(format!("--weights {name}: {model} has no weights to choose from")));
+    choice.map_or(Ok(()), refused)
+}
+
+/// Opens a file of weights with all that is in it; one process's part of a checkpoint is named as such.
+fn open(path: &Path) -> Result<TensorFile> {
+    TensorFile::open_all(path).map_err(|error| named::part(path).unwrap_or(error))
+}
+
 impl Source {
-    /// Index by name without the wrappers that trainers add (`module.`, `model.`).
-    fn of(files: Vec<TensorFile>) -> Self {
-        let mut place = BTreeMap::new();
-        for (index, file) in files.iter().enumerate() {
-            for stored in file.shapes().keys() {
-                let mut name = stored.as_str();
-                while let Some(rest) =
-                    ["module.", "model.", "_orig_mod."].iter().find_map(|prefix| name.strip_prefix(prefix))
-                {
-                    name = rest;
-                }
-                place.insert(name.to_owned(), (index, stored.clone()));
-            }
-        }
+    fn of(files: Vec<TensorFile>, choice: Option<&str>) -> Result<Self> {
+        let place = wrappers::find(&files, &ANCHORS, choice)?;
         let layout = Layout::detect(place.keys().map(String::as_str));
-        Self::Files { files, place, layout }
+        Ok(Self::Files { files, place, layout })
+    }
+
+    /// The architecture of the state dict in file `path`, told from its shapes.
+    fn config(&self, path: &Path) -> Result<ClipConfig> {
+        let Self::Files { files, place, layout } = self else { unreachable!("made from a file") };
+        let label = path.display();
+        if *layout == Layout::HuggingFace {
+            let error = Error::data(format!("{label}: Hugging Face keys without their config.json"))
+                .hint("give the folder that holds it, not the file");
+            return Err(self.named(&label.to_string(), error));
+        }
+        let unprefix = |name: &str| match layout {
+            Layout::OpenClipCustomText => name.strip_prefix("text.").unwrap_or(name).to_owned(),
+            _ => name.to_owned(),
+        };
+        let shapes = place.iter().map(|(name, (file, stored))| (unprefix(name), files[*file].shapes()[stored].clone()));
+        ClipConfig::from_shapes(&shapes.collect()).map_err(|error| {
+            let hint = error.hint_text().unwrap_or_default().to_owned();
+            self.named(&label.to_string(), Error::data(format!("{label}: {error}")).hint(hint))
+        })
+    }
+
+    /// What these weights are, if they are known for another model; else `error`.
+    fn named(&self, label: &str, error: Error) -> Error {
+        let Self::Files { files, .. } = self else { return error };
+        let keys = files.iter().flat_map(|file| file.shapes().keys().map(String::as_str));
+        let part = || files.iter().find_map(|file| named::part(file.path()));
+        named::other(label, keys).or_else(part).unwrap_or(error)
     }
 }
 
@@ -297,46 +355,43 @@ pub(crate) fn transposed(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32
 /// The weights in a folder; where open_clip's alone are described, those that it looks for first.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let (transformers, open_clip) = (&HUGGING_FACE_WEIGHTS[..], &OPEN_CLIP_WEIGHTS[..]);
-    let index = folder.join("model.safetensors.index.json");
     let order = match folder.join("config.json").is_file() {
-        true if index.is_file() => [transformers, &[]],
         true => [transformers, open_clip],
         false => [open_clip, transformers],
-    };
-    if let Some(path) = order.concat().iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
-        return Ok(vec![path]);
     }
-    if !index.is_file() {
-        return Err(Error::data(format!("{}: no model.safetensors in this folder", folder.display())).hint(
-            "looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin, open_clip_pytorch_model.bin",
-        ));
+    .concat();
+    match order.iter().find(|name| folder.join(name).is_file()) {
+        Some(name) if name.ends_with(".json") => shards::of(&folder.join(name)),
+        Some(name) => Ok(vec![folder.join(name)]),
+        None => Err(Error::data(format!("{}: no model.safetensors in this folder", folder.display()))
+            .hint(format!("looked for {}", order.join(", ")))),
     }
-    let parsed: Value = crate::json::read(&index)?;
-    let shards = parsed["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
-    let shards: std::collections::BTreeSet<_> = shards.map(|file| folder.join(file)).collect();
-    Ok(shards.into_iter().collect())
 }
 
-/// Fetches config and weights of a hub repository into the Hugging Face cache.
+/// The folder of a hub repository in the cache, its files fetched where they are missing.
 fn download(id: &str) -> Result<PathBuf> {
-    let failed = |error: hf_hub::api::sync::ApiError| {
-        Error::data(format!("{id}: not a local file or folder, and the hub did not give it"))
-            .caused_by(error)
-            .hint("offline? download the folder elsewhere and pass its path; nothing needs a hub id")
-    };
-    let cached = hf_hub::Cache::from_env().model(id.to_owned());
-    let config = match cached.get("config.json").filter(|_| cached.get("model.safetensors").is_some()) {
-        Some(config) => config,
-        None => {
-            let api = hf_hub::api::sync::ApiBuilder::from_env().with_progress(false).build().map_err(failed)?;
-            let repository = api.model(id.to_owned());
-            repository.get("model.safetensors").map_err(failed)?;
-            // Not every repository has them.
-            for name in ["preprocessor_config.json", "processor_config.json"] {
-                drop(repository.get(name));
-            }
-            repository.get("config.json").map_err(failed)?
+    const SMALL: [&str; 4] =
+        ["config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json"];
+    let repository = hub::Repository::new(id)?;
+    let whole = |folder: &PathBuf| weight_files(folder).is_ok();
+    let cached = ["config.json", "open_clip_config.json"].into_iter().find_map(|config| repository.cached(config));
+    if let Some(folder) = cached.filter(whole) {
+        return Ok(folder);
+    }
+    let (online, there) = repository.online()?;
+    let has = |name: &&str| there.iter().any(|file| file == name);
+    let names = [&HUGGING_FACE_WEIGHTS[..], &OPEN_CLIP_WEIGHTS].concat();
+    let weights = names.iter().copied().find(|name| has(&name)).ok_or_else(|| {
+        Error::data(format!("{id}: no weights in this hub repository")).hint(format!("looked for {}", names.join(", ")))
+    })?;
+    for name in SMALL.iter().filter(|name| has(name)) {
+        online.get(name)?;
+    }
+    let folder = online.get(weights)?;
+    if weights.ends_with(".json") {
+        for shard in shards::named(&folder.join(weights))? {
+            online.get(&shard)?;
         }
-    };
-    config.parent().map(Path::to_owned).ok_or_else(|| Error::data(format!("{id}: the hub cache has no folder for it")))
+    }
+    Ok(folder)
 }

@@ -1,198 +1,394 @@
-//! PyTorch's zip archives (`.pt`, `.pth`, `.ckpt`): where the tensors of a state dict are in the file.
+//! Pickles as inert data: names, numbers and what holds them. Nothing is imported, called or built.
 //!
-//! candle's reader turns the pickle into a tree of names and values and executes nothing. PyTorch stores the tensors'
-//! bytes as they are, so they are read from a memory map as in a safetensors file.
+//! Every object is a place in one list and is referred to by its index, so that what is shared costs nothing, cycles do no
+//! harm, and no depth overflows the stack. A byte of the pickle makes at most one object, and their number is bounded.
 
-use std::{borrow::Cow, collections::HashMap, ops::Range};
+use std::collections::HashMap;
 
-use candle_core::{
-    DType, Error, Layout, Result,
-    pickle::{Object, Stack},
-};
-use safetensors::Dtype;
+/// Objects of a pickle at most; a checkpoint with an optimizer's state has some 100,000.
+const MAX_OBJECTS: usize = 2_000_000;
 
-/// A state dict may sit at the top or under one of these keys, as trainers save it.
-const STATE_DICT_KEYS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
+/// The index of an object.
+pub(super) type Id = u32;
 
-/// A tensor in an archive.
-pub(super) struct PickledTensor {
-    /// Where its storage is in the file.
-    storage: Range<usize>,
-    /// Its place within the storage.
-    layout: Layout,
-    dtype: DType,
+/// The one object of everything that has neither a name, a whole number nor parts: `None`, truth values, floats, bytes.
+const OTHER: Id = 0;
+
+/// An object of a pickle.
+#[derive(Debug)]
+pub(super) enum Object<'a> {
+    Other,
+    Number(i64),
+    Text(&'a str),
+    /// A class or a function by module and name.
+    Global(&'a str, &'a str),
+    /// A tuple, list or set.
+    Sequence(Vec<Id>),
+    /// A dictionary.
+    Pairs(Vec<(Id, Id)>),
+    /// What calling a global with arguments would give.
+    Instance(Box<Instance>),
+    /// A reference to what is stored outside of the pickle.
+    Persistent(Id),
 }
 
-impl PickledTensor {
-    pub(super) fn shape(&self) -> &[usize] {
-        self.layout.dims()
-    }
+/// A call that is not made, and what the pickle fills its result with.
+#[derive(Debug)]
+pub(super) struct Instance {
+    pub(super) class: Id,
+    pub(super) arguments: Id,
+    pub(super) sequence: Vec<Id>,
+    pub(super) pairs: Vec<(Id, Id)>,
+    pub(super) state: Option<Id>,
+}
 
-    /// Its elements, row-major, given the whole file; `None` for a type that is no float, or a storage that ends too soon.
-    pub(super) fn raw<'a>(&self, archive: &'a [u8]) -> Option<(Cow<'a, [u8]>, Dtype)> {
-        let dtype = match self.dtype {
-            DType::F32 => Dtype::F32,
-            DType::F64 => Dtype::F64,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            _ => return None,
+/// The objects of one pickle.
+#[derive(Debug)]
+pub(super) struct Objects<'a> {
+    all: Vec<Object<'a>>,
+    pub(super) root: Id,
+    /// Where the pickle ends in the bytes given.
+    pub(super) end: usize,
+}
+
+impl<'a> Objects<'a> {
+    /// Reads the pickle that `bytes` begins with.
+    ///
+    /// # Errors
+    /// What cannot be understood, with its place.
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, String> {
+        let mut machine = Machine {
+            bytes,
+            at: 0,
+            all: vec![Object::Other],
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
         };
-        let (shape, stride) = (self.layout.shape(), self.layout.stride());
-        let last: usize = shape.dims().iter().zip(stride).map(|(size, stride)| size.saturating_sub(1) * stride).sum();
-        let elements = if shape.elem_count() == 0 { 0 } else { last + 1 };
-        let size = self.dtype.size_in_bytes();
-        let storage = archive.get(self.storage.clone())?.get(self.layout.start_offset()..)?;
-        let bytes = storage.get(..elements * size)?;
-        if self.layout.is_contiguous() {
-            return Some((Cow::Borrowed(bytes), dtype));
-        }
-        let place = |element: usize| {
-            let (mut rest, mut at) = (element, 0);
-            for (size, stride) in shape.dims().iter().zip(stride).rev() {
-                at += rest % size * stride;
-                rest = rest.div_euclid(*size);
+        loop {
+            let at = machine.at;
+            match machine.step() {
+                Ok(None) => {}
+                Ok(Some(root)) => return Ok(Self { all: machine.all, root, end: machine.at }),
+                Err(problem) => return Err(format!("byte {at} of its pickle: {problem}")),
             }
-            at
-        };
-        let elements = (0..shape.elem_count()).flat_map(|element| &bytes[place(element) * size..][..size]).copied();
-        Some((Cow::Owned(elements.collect()), dtype))
+        }
+    }
+
+    pub(super) fn get(&self, id: Id) -> &Object<'a> {
+        &self.all[id as usize]
+    }
+
+    pub(super) fn all(&self) -> &[Object<'a>] {
+        &self.all
+    }
+
+    pub(super) fn text(&self, id: Id) -> Option<&'a str> {
+        match self.get(id) {
+            Object::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A number that counts something.
+    pub(super) fn count(&self, id: Id) -> Option<usize> {
+        match self.get(id) {
+            Object::Number(number) => usize::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn global(&self, id: Id) -> Option<(&'a str, &'a str)> {
+        match self.get(id) {
+            Object::Global(module, name) => Some((module, name)),
+            _ => None,
+        }
+    }
+
+    /// The parts of a tuple or list; none of anything else.
+    pub(super) fn sequence(&self, id: Id) -> &[Id] {
+        match self.get(id) {
+            Object::Sequence(parts) => parts,
+            Object::Instance(instance) => &instance.sequence,
+            _ => &[],
+        }
+    }
+
+    /// The entries of a dictionary, or of an instance filled like one; none of anything else.
+    pub(super) fn pairs(&self, id: Id) -> &[(Id, Id)] {
+        match self.get(id) {
+            Object::Pairs(pairs) => pairs,
+            Object::Instance(instance) => &instance.pairs,
+            _ => &[],
+        }
     }
 }
 
-/// Every tensor of the state dict by name; none where the pickle is something else.
-///
-/// # Errors
-/// `archive` is no whole zip file, or its pickle cannot be understood.
-pub(super) fn tensors(archive: &[u8]) -> Result<HashMap<String, PickledTensor>> {
-    let entries = entries(archive).ok_or_else(|| Error::msg("not a whole zip file"))?;
-    let (name, pickle) = entries
-        .iter()
-        .find(|(name, _)| name.ends_with("/data.pkl"))
-        .ok_or_else(|| Error::msg("no data.pkl in the zip file"))?;
-    let folder = name.trim_end_matches(".pkl");
-    let Object::Dict(top) = root(archive.get(pickle.clone()).unwrap_or_default())? else { return Ok(HashMap::new()) };
-    let below = STATE_DICT_KEYS.iter().filter_map(|key| match top.iter().find(|(name, _)| is(name, key))? {
-        (_, Object::Dict(state_dict)) => Some(state_dict),
-        _ => None,
-    });
-    for state_dict in std::iter::once(&top).chain(below) {
-        let mut found = HashMap::new();
-        for (name, value) in state_dict {
-            // What is no tensor, or of a type that no parameter has, may stand beside the parameters.
-            let Ok(Some(info)) = value.clone().into_tensor_info(name.clone(), folder.as_ref()) else { continue };
-            let storage = entries.get(info.path.as_str()).cloned();
-            let storage = storage.ok_or_else(|| Error::msg(format!("no {} in the zip file", info.path)))?;
-            found.insert(info.name, PickledTensor { storage, layout: info.layout, dtype: info.dtype });
-        }
-        if !found.is_empty() {
-            return Ok(found);
-        }
-    }
-    Ok(HashMap::new())
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    all: Vec<Object<'a>>,
+    stack: Vec<Id>,
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
 }
 
-fn is(name: &Object, key: &str) -> bool {
-    matches!(name, Object::Unicode(name) if name == key)
-}
-
-/// The object at the root of a pickle. Instances of unknown classes (Lightning's hyper-parameters are a subclass of `dict`)
-/// stay inert even where the pickle fills them like a dict or a list, which candle's reader refuses: there their content
-/// becomes the argument of a `BUILD`, which it keeps as it is.
-fn root(mut pickle: &[u8]) -> Result<Object> {
-    const BUILD: u8 = b'b';
-    const TUPLE: u8 = b't';
-    const TUPLE_OF_2: u8 = 0x86;
-    let mut stack = Stack::empty();
-    loop {
-        let objects = stack.stack();
-        let below_top = |count: usize| objects.get(objects.len().checked_sub(count)?);
-        let below_mark = || objects.get(objects.iter().rposition(|object| *object == Object::Mark)?.checked_sub(1)?);
-        let (target, inert): (Option<&Object>, &[u8]) = match pickle.first() {
-            Some(b's') => (below_top(3), &[TUPLE_OF_2, BUILD]),
-            Some(b'a') => (below_top(2), &[BUILD]),
-            Some(b'u' | b'e') => (below_mark(), &[TUPLE, BUILD]),
-            _ => (None, &[]),
-        };
-        if matches!(target, Some(Object::Reduce { .. } | Object::Build { .. })) {
-            pickle = &pickle[1..];
-            for mut operation in inert.chunks(1) {
-                stack.read(&mut operation)?;
+impl<'a> Machine<'a> {
+    /// One operation; the root object if it was the last.
+    fn step(&mut self) -> Result<Option<Id>, String> {
+        let operation = self.take(1)?[0];
+        match operation {
+            0x80 => drop(self.take(1)?),                  // PROTO
+            0x95 => drop(self.take(8)?),                  // FRAME
+            b'.' => return self.pop().map(Some),          // STOP
+            b'(' => self.marks.push(self.stack.len()),    // MARK
+            b'0' => drop(self.pop()?),                    // POP
+            b'1' => drop(self.above_mark()?),             // POP_MARK
+            b'2' => self.stack.push(self.top()?),         // DUP
+            b'N' | 0x88 | 0x89 => self.stack.push(OTHER), // NONE, NEWTRUE, NEWFALSE
+            b'G' => self.opaque(8)?,                      // BINFLOAT
+            b'K' => self.number::<1>()?,                  // BININT1
+            b'M' => self.number::<2>()?,                  // BININT2
+            b'J' => {
+                let bytes = self.array::<4>()?;
+                self.push(Object::Number(i64::from(i32::from_le_bytes(bytes))))?; // BININT
             }
-        } else if stack.read(&mut pickle)? {
-            return stack.finalize();
+            0x8a | 0x8b => {
+                // LONG1, LONG4
+                let count = if operation == 0x8a { self.length(1)? } else { self.length(4)? };
+                self.long(count)?;
+            }
+            b'X' => self.read_text(4)?,   // BINUNICODE
+            0x8c => self.read_text(1)?,   // SHORT_BINUNICODE
+            0x8d => self.read_text(8)?,   // BINUNICODE8
+            b'T' => self.read_text(4)?,   // BINSTRING
+            b'U' => self.read_text(1)?,   // SHORT_BINSTRING
+            b'B' => self.skip(4)?,        // BINBYTES
+            b'C' => self.skip(1)?,        // SHORT_BINBYTES
+            0x8e | 0x96 => self.skip(8)?, // BINBYTES8, BYTEARRAY8
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push(Object::Global(module, name))?; // GLOBAL
+            }
+            0x93 => {
+                // STACK_GLOBAL
+                let (name, module) = (self.pop()?, self.pop()?);
+                let text = |id: Id| match self.all[id as usize] {
+                    Object::Text(text) => Ok(text),
+                    _ => Err("a class whose name is no text".to_owned()),
+                };
+                let (module, name) = (text(module)?, text(name)?);
+                self.push(Object::Global(module, name))?;
+            }
+            b']' | b')' | 0x8f => self.push(Object::Sequence(Vec::new()))?, // EMPTY_LIST, EMPTY_TUPLE, EMPTY_SET
+            b'}' => self.push(Object::Pairs(Vec::new()))?,                  // EMPTY_DICT
+            b't' | b'l' | 0x91 => {
+                // TUPLE, LIST, FROZENSET
+                let parts = self.above_mark()?;
+                self.push(Object::Sequence(parts))?;
+            }
+            0x85..=0x87 => {
+                // TUPLE1, TUPLE2, TUPLE3
+                let count = usize::from(operation - 0x84);
+                let start = self.stack.len().checked_sub(count).filter(|start| *start >= self.floor());
+                let parts = self.stack.split_off(start.ok_or_else(empty)?);
+                self.push(Object::Sequence(parts))?;
+            }
+            b'd' => {
+                // DICT
+                let pairs = pairs(&self.above_mark()?);
+                self.push(Object::Pairs(pairs))?;
+            }
+            b'a' => {
+                // APPEND
+                let part = self.pop()?;
+                self.extend(&[part])?;
+            }
+            b'e' | 0x90 => {
+                // APPENDS, ADDITEMS
+                let parts = self.above_mark()?;
+                self.extend(&parts)?;
+            }
+            b's' => {
+                // SETITEM
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.fill(&[key, value])?;
+            }
+            b'u' => {
+                // SETITEMS
+                let parts = self.above_mark()?;
+                self.fill(&parts)?;
+            }
+            b'R' | 0x81 => {
+                // REDUCE, NEWOBJ
+                let (arguments, class) = (self.pop()?, self.pop()?);
+                self.instance(class, arguments)?;
+            }
+            0x92 => {
+                // NEWOBJ_EX
+                let (_, arguments, class) = (self.pop()?, self.pop()?, self.pop()?);
+                self.instance(class, arguments)?;
+            }
+            b'b' => {
+                // BUILD
+                let (state, target) = (self.pop()?, self.top()?);
+                if let Object::Instance(instance) = &mut self.all[target as usize] {
+                    instance.state = Some(state);
+                }
+            }
+            b'Q' => {
+                // BINPERSID
+                let reference = self.pop()?;
+                self.push(Object::Persistent(reference))?;
+            }
+            b'q' => self.remember(1)?, // BINPUT
+            b'r' => self.remember(4)?, // LONG_BINPUT
+            0x94 => {
+                // MEMOIZE
+                let (index, top) = (self.memo.len() as u32, self.top()?);
+                self.memo.insert(index, top);
+            }
+            b'h' => self.recall(1)?, // BINGET
+            b'j' => self.recall(4)?, // LONG_BINGET
+            other => return Err(format!("{other:#04x} is no operation that PyTorch writes")),
         }
+        Ok(None)
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
+        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
+        let taken = &self.bytes[self.at..end.ok_or("it ends too soon")?];
+        self.at += count;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        self.take(N)?.try_into().map_err(|_| empty())
+    }
+
+    /// A length of `bytes` bytes; whether so much is there is seen when it is taken.
+    fn length(&mut self, bytes: usize) -> Result<usize, String> {
+        let number = self.take(bytes)?.iter().rev().fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+        usize::try_from(number).map_err(|_| "it ends too soon".to_owned())
+    }
+
+    fn push(&mut self, object: Object<'a>) -> Result<(), String> {
+        if self.all.len() > MAX_OBJECTS {
+            return Err(format!("more than {MAX_OBJECTS} objects"));
+        }
+        self.stack.push(self.all.len() as Id);
+        self.all.push(object);
+        Ok(())
+    }
+
+    /// Where the stack above the last mark begins.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn top(&self) -> Result<Id, String> {
+        if self.stack.len() > self.floor() { self.stack.last().copied().ok_or_else(empty) } else { Err(empty()) }
+    }
+
+    fn pop(&mut self) -> Result<Id, String> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    fn above_mark(&mut self) -> Result<Vec<Id>, String> {
+        let mark = self.marks.pop().ok_or_else(empty)?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn opaque(&mut self, count: usize) -> Result<(), String> {
+        self.take(count)?;
+        self.stack.push(OTHER);
+        Ok(())
+    }
+
+    fn skip(&mut self, bytes: usize) -> Result<(), String> {
+        let count = self.length(bytes)?;
+        self.opaque(count)
+    }
+
+    fn number<const N: usize>(&mut self) -> Result<(), String> {
+        let number = self.length(N)?;
+        self.push(Object::Number(number as i64))
+    }
+
+    fn long(&mut self, count: usize) -> Result<(), String> {
+        let bytes = self.take(count)?;
+        let sign = if bytes.last().is_some_and(|last| last & 0x80 != 0) { 0xff } else { 0 };
+        let mut whole = [sign; 8];
+        if count > whole.len() {
+            self.stack.push(OTHER);
+            return Ok(());
+        }
+        whole[..count].copy_from_slice(bytes);
+        self.push(Object::Number(i64::from_le_bytes(whole)))
+    }
+
+    fn read_text(&mut self, bytes: usize) -> Result<(), String> {
+        let count = self.length(bytes)?;
+        let text = self.take(count)?;
+        self.push(std::str::from_utf8(text).map_or(Object::Other, Object::Text))
+    }
+
+    fn line(&mut self) -> Result<&'a str, String> {
+        let rest = &self.bytes[self.at..];
+        let end = rest.iter().position(|byte| *byte == b'\n').ok_or("it ends too soon")?;
+        self.at += end + 1;
+        std::str::from_utf8(&rest[..end]).map_err(|_| "a class whose name is no text".to_owned())
+    }
+
+    fn instance(&mut self, class: Id, arguments: Id) -> Result<(), String> {
+        let (sequence, pairs) = (Vec::new(), Vec::new());
+        self.push(Object::Instance(Box::new(Instance { class, arguments, sequence, pairs, state: None })))
+    }
+
+    /// What cannot be filled stays as it is.
+    fn extend(&mut self, parts: &[Id]) -> Result<(), String> {
+        let target = self.top()?;
+        match &mut self.all[target as usize] {
+            Object::Sequence(sequence) => sequence.extend(parts),
+            Object::Instance(instance) => instance.sequence.extend(parts),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, parts: &[Id]) -> Result<(), String> {
+        let target = self.top()?;
+        match &mut self.all[target as usize] {
+            Object::Pairs(all) => all.extend(pairs(parts)),
+            Object::Instance(instance) => instance.pairs.extend(pairs(parts)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, bytes: usize) -> Result<(), String> {
+        let (index, top) = (self.length(bytes)?, self.top()?);
+        self.memo.insert(index as u32, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, bytes: usize) -> Result<(), String> {
+        let index = self.length(bytes)?;
+        let known = self.memo.get(&(index as u32)).copied();
+        self.stack.push(known.ok_or_else(|| format!("object {index} is used before it is there"))?);
+        Ok(())
     }
 }
 
-/// Where the bytes of each uncompressed entry of a zip file are, by name. `None`: not a whole zip file.
-///
-/// Not by candle's own reader: its zip 9.8 takes the directory to end at the end record, where PyTorch has 76 bytes of
-/// 64-bit records between the two, and so refuses files whose stem has 21 letters (whose first header has 76 bytes).
-fn entries(archive: &[u8]) -> Option<HashMap<&str, Range<usize>>> {
-    let bytes = |at: usize, count: usize| archive.get(at..at.checked_add(count)?);
-    let number = |at: usize, count: usize| {
-        let little_endian = bytes(at, count)?.iter().rev();
-        usize::try_from(little_endian.fold(0_u64, |number, byte| (number << 8) | u64::from(*byte))).ok()
-    };
-    // The end record is 22 bytes and a comment long.
-    let start = archive.len().saturating_sub(22 + usize::from(u16::MAX));
-    let end = start + archive[start..].windows(4).rposition(|window| window == b"PK\x05\x06")?;
-    bytes(end + 22, number(end + 20, 2)?)?;
-    let (mut count, mut header) = (number(end + 10, 2)?, number(end + 16, 4)?);
-    if let Some(locator) = end.checked_sub(20).filter(|locator| bytes(*locator, 4) == Some(b"PK\x06\x07")) {
-        let record = number(locator + 8, 8)?;
-        (count, header) = (number(record.checked_add(32)?, 8)?, number(record.checked_add(48)?, 8)?);
-    }
-    let mut entries = HashMap::new();
-    for _ in 0..count {
-        if !bytes(header, 46)?.starts_with(b"PK\x01\x02") {
-            return None;
-        }
-        let name_end = header + 46 + number(header + 28, 2)?;
-        let name = std::str::from_utf8(archive.get(header + 46..name_end)?).ok()?;
-        let extra_end = name_end + number(header + 30, 2)?;
-        // What does not fit into 32 bits stands in the extra field 1, in this order.
-        let mut extra = name_end;
-        while extra < extra_end && number(extra, 2)? != 1 {
-            extra += 4 + number(extra + 2, 2)?;
-        }
-        let mut wide = extra + 4;
-        let mut whole = |at: usize| match number(at, 4)? {
-            0xffff_ffff => {
-                wide += 8;
-                number(wide - 8, 8)
-            }
-            narrow => Some(narrow),
-        };
-        let (size, _compressed, offset) = (whole(header + 24)?, whole(header + 20)?, whole(header + 42)?);
-        let uncompressed = number(header + 10, 2)? == 0;
-        // The entry's own header again has a name and extra fields.
-        let local = |at: usize| number(offset.checked_add(at)?, 2);
-        let data = local(26)? + local(28)? + offset + 30;
-        if uncompressed {
-            bytes(data, size)?;
-            entries.insert(name, data..data + size);
-        }
-        header = extra_end + number(header + 32, 2)?;
-    }
-    Some(entries)
+fn empty() -> String {
+    "it takes what is not there".to_owned()
+}
+
+fn pairs(parts: &[Id]) -> Vec<(Id, Id)> {
+    parts.as_chunks().0.iter().map(|[key, value]| (*key, *value)).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transposed_view_behind_an_offset_is_read_in_its_own_order() {
-        let storage: Vec<u8> = (0..7).flat_map(|number| (number as f32).to_le_bytes()).collect();
-        let tensor = |length: usize| PickledTensor {
-            storage: 0..length,
-            layout: Layout::new((3, 2).into(), vec![1, 3], 4),
-            dtype: DType::F32,
-        };
-        let (bytes, dtype) = tensor(28).raw(&storage).unwrap();
-        assert_eq!(super::super::file::floats(&bytes, dtype).unwrap(), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        assert!(tensor(24).raw(&storage).is_none());
-        assert!(tensor(32).raw(&storage).is_none());
-    }
-}
+mod tests;

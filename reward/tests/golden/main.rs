@@ -19,3 +19,4 @@ mod refused;
 mod round_trip;
 #[cfg(feature = "torch")]
 mod trainer;
+mod wrapped;

@@ -8,7 +8,7 @@ use reward::{
 use crate::fixture::{Fixture, golden_text};
 
 /// File or folder, name of its expectations, and the model that gives the architecture where shapes cannot.
-const MODELS: [(&str, &str, Option<&str>); 12] = [
+const MODELS: [(&str, &str, Option<&str>); 13] = [
     ("hf_quick_gelu", "hf_quick_gelu", None),
     ("hf_gelu", "hf_gelu", None),
     ("hf_old_eos", "hf_old_eos", None),
@@ -16,6 +16,7 @@ const MODELS: [(&str, &str, Option<&str>); 12] = [
     ("openai.safetensors", "openai", None),
     ("openai_fp16_wrapped.pt", "openai_fp16_wrapped", None),
     ("openai_small_lightning.ckpt", "openai_small", None),
+    ("openai_small_legacy.pt", "openai_small", None),
     ("openai_small_torchscript.pt", "openai_small", None),
     ("open_clip_gelu.pt", "open_clip_gelu", Some("open_clip_config")),
     ("open_clip_quick_gelu.pt", "open_clip_quick_gelu", None),
@@ -24,17 +25,16 @@ const MODELS: [(&str, &str, Option<&str>); 12] = [
     ("hf_gelu/model.safetensors", "hf_gelu", Some("hf_gelu")),
 ];
 
-/// A model that this build reads.
+/// A model and what its own library computes.
 pub(crate) struct Model {
     pub(crate) name: &'static str,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) expected: Fixture,
 }
 
-/// All of them; TorchScript needs libtorch.
+/// All of them.
 pub(crate) fn models() -> impl Iterator<Item = Model> {
-    let read = MODELS.into_iter().filter(|(name, ..)| cfg!(feature = "torch") || !name.contains("torchscript"));
-    read.map(|(name, expected, architecture)| Model {
+    MODELS.into_iter().map(|(name, expected, architecture)| Model {
         name,
         checkpoint: open(name, architecture).unwrap_or_else(|error| panic!("{error}: {error:?}")),
         expected: Fixture::open(&format!("clip/{expected}.expected.safetensors")),

@@ -90,13 +90,6 @@ fn truncated_files_are_named() {
 }
 
 #[test]
-fn the_format_before_zip_is_refused_with_a_way_out() {
-    let error = refusal(open("openai_small_legacy.pt", None));
-    assert_contains(&error.to_string(), &["openai_small_legacy.pt", "format before 1.6"]);
-    assert_contains(error.hint_text().unwrap(), &["safetensors.torch.save_file"]);
-}
-
-#[test]
 fn no_pickle_is_executed() {
     let proof = Path::new("unpickled-code-was-executed");
     for name in ["malicious.pt", "malicious_tensor.pt"] {

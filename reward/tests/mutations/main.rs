@@ -7,3 +7,4 @@ mod image_reward;
 mod mutate;
 mod tables;
 mod text;
+mod weights;

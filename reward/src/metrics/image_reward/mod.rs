@@ -26,7 +26,7 @@ use crate::{
         reward::{Reward, check},
         spec::RewardName,
     },
-    weights::file::TensorFile,
+    weights::wrappers,
 };
 
 /// Tokens of a prompt at most, `[CLS]` and `[SEP]` included.
@@ -66,7 +66,7 @@ impl ImageReward {
             ))
             .hint("want vocab.txt of bert-base-uncased, which has 30522; [DEC] and [ENC] make 30524"));
         }
-        let file = TensorFile::open(weights)?;
+        let file = wrappers::open(&weights.to_string_lossy(), &[&format!("{VISION}patch_embed.proj.weight")])?;
         let hint = "want ImageReward.pt of THUDM/ImageReward and the med_config.json beside it";
         let vision = VitConfig::from_shapes(&file, VISION).map_err(|error| error.hint(hint))?;
         let mut wanted = vision.parameters(VISION);
