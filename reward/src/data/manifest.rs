@@ -6,6 +6,7 @@ use arrow_array::Array;
 use serde_json::{Map, Value};
 
 use super::columns::{NullRows, Table, labels, missing_column, strings, whole_numbers};
+use super::content::content_hash;
 use super::distinct::{DistinctImages, DistinctStrings};
 use super::source::{ImageSource, not_opened};
 use crate::{Error, Result};
@@ -57,6 +58,11 @@ impl Manifest {
     /// As [`Self::read`], and there is no column `label`.
     pub fn read_labelled(file: &Path, label: Option<&str>) -> Result<Self> {
         Self::read_with(Reader { seeds: true, label, ..Reader::new(file) })
+    }
+
+    /// The hash of the rows: prompts, and paths as the table spells them, not where the table lies.
+    pub fn content_hash(&self) -> String {
+        content_hash(self.rows.iter().flat_map(|row| [&self.prompts[row.prompt as usize], &row.path]))
     }
 
     fn read_with(mut reader: Reader) -> Result<Self> {

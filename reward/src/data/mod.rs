@@ -1,6 +1,7 @@
 //! From files to triplets: parquet rows, manifests, preflight, image decoding, worker threads.
 
 pub(crate) mod columns;
+mod content;
 mod distinct;
 pub mod image;
 pub mod image_set;
@@ -11,3 +12,5 @@ pub mod preflight;
 pub mod prompts;
 pub mod source;
 pub mod triplets;
+
+pub use content::content_hash;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 
 use super::columns::{ImageCell, ImageColumn, NullRows, Table, expand, labels, strings};
+use super::content::Cells;
 use super::distinct::{Cell, DistinctImages, DistinctStrings};
 use super::source::ImageSource;
 use crate::{Error, Result};
@@ -40,6 +41,8 @@ pub struct Triplets {
     /// The place of each row among all that were read, and the files with the place of their first row.
     places: Vec<u32>,
     files: Vec<(PathBuf, u32)>,
+    /// The hash of all cells that were read.
+    cells: blake3::Hash,
 }
 
 /// A column by whose values accuracy is broken down.
@@ -79,7 +82,7 @@ impl Triplets {
         if reader.rows.is_empty() {
             return Err(Error::data(format!("no rows in {}", files.join(", "))));
         }
-        let Reader { prompts, images, rows, slices, files } = reader;
+        let Reader { prompts, images, rows, slices, files, cells } = reader;
         Ok(Self {
             prompts: prompts.into_names(),
             images: images.sources,
@@ -87,6 +90,7 @@ impl Triplets {
             rows,
             slices: options.slice_by.clone().map(|column| Slices { column, values: slices }),
             files,
+            cells: cells.hash(),
         })
     }
 
@@ -100,6 +104,16 @@ impl Triplets {
         let file = self.files.partition_point(|(_, first)| *first <= place) - 1;
         let (path, first) = &self.files[file];
         (path, (place - first) as usize)
+    }
+
+    /// The hash of the rows: prompts, paths as the table spells them, embedded images by content, and which of all rows are
+    /// kept. Where the table lies and how it is split into files does not count.
+    pub fn content_hash(&self) -> String {
+        let kept = self.places.iter().map(|place| place.to_le_bytes());
+        let mut rows = Cells::default();
+        rows.add(self.cells.as_bytes());
+        kept.for_each(|place| rows.add(&place));
+        rows.hash().to_hex().to_string()
     }
 
     /// The same rows less those that use one of these images; prompts and images that no row uses any more go too, so
@@ -126,6 +140,7 @@ impl Triplets {
             slices: self.slices.map(|Slices { column, values }| Slices { column, values: kept(values, &keep) }),
             places: kept(self.places, &keep),
             files: self.files,
+            cells: self.cells,
         }
     }
 }
@@ -168,6 +183,7 @@ struct Reader {
     rows: Vec<Triplet>,
     slices: Vec<String>,
     files: Vec<(PathBuf, u32)>,
+    cells: Cells,
 }
 
 impl Reader {
@@ -220,9 +236,10 @@ impl Part<'_> {
         let negatives = ImageColumn::new(&self.path, batch, self.negative, self.negative == "neg_image")?;
         for (index, prompt) in prompts.iter().enumerate() {
             let row = self.rows + index;
+            into.cells.add(prompt.unwrap_or_default().as_bytes());
             let prompt = prompt.map(|prompt| into.prompts.index(prompt));
-            let positive = self.image(positives.get(index), row, self.positive, &mut into.images)?;
-            let negative = self.image(negatives.get(index), row, self.negative, &mut into.images)?;
+            let positive = self.image(positives.get(index), row, self.positive, into)?;
+            let negative = self.image(negatives.get(index), row, self.negative, into)?;
             let cells = [prompt, positive, negative];
             if let [Some(prompt), Some(positive), Some(negative)] = cells {
                 into.rows.push(Triplet { prompt, positive, negative });
@@ -240,12 +257,19 @@ impl Part<'_> {
         cell: Option<ImageCell>,
         row: usize,
         column: &'static str,
-        images: &mut DistinctImages,
+        into: &mut Reader,
     ) -> Result<Option<u32>> {
         Ok(match cell {
             None => None,
-            Some(ImageCell::Path(path)) => Some(images.file(self.root, path)),
-            Some(ImageCell::Bytes(bytes)) => Some(images.embedded(bytes, &Cell { table: &self.path, row, column })?),
+            Some(ImageCell::Path(path)) => {
+                into.cells.add(path.as_bytes());
+                Some(into.images.file(self.root, path))
+            }
+            Some(ImageCell::Bytes(bytes)) => {
+                let index = into.images.embedded(bytes, &Cell { table: &self.path, row, column })?;
+                into.cells.add(into.images.sources[index as usize].identity().as_bytes());
+                Some(index)
+            }
         })
     }
 }

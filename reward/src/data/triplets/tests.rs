@@ -169,3 +169,27 @@ fn a_parquet_cut_or_damaged_anywhere_is_an_error_or_reads() {
         }
     }
 }
+
+#[test]
+fn the_content_hash_is_of_rows_not_of_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let hash = |files: &[&str]| {
+        let files: Vec<String> = files.iter().map(|file| format!("{TABLES}/{file}.parquet")).collect();
+        Triplets::read(&files, &ReadOptions::default()).unwrap().content_hash()
+    };
+    let wanted = hash(&["pandas"]);
+    // Other types, codecs and spellings of the path, another folder: the same rows.
+    let copy = folder.path().join("t.parquet").display().to_string();
+    fs_err::copy(format!("{TABLES}/pandas.parquet"), &copy).unwrap();
+    let moved = Triplets::read(&[copy], &ReadOptions::default()).unwrap();
+    assert_eq!(moved.content_hash(), wanted);
+    for same in ["./pandas", "codec_zstd", "dictionary", "large_string"] {
+        assert_eq!(hash(&[same]), wanted, "{same}");
+    }
+    // Embedded images count by content, not as paths.
+    assert_eq!(hash(&["binary"]), hash(&["struct_bytes"]));
+    assert_ne!(hash(&["binary"]), wanted);
+    assert_ne!(hash(&["pandas", "pandas"]), wanted);
+    assert_ne!(moved.clone().without(&HashSet::from([1])).content_hash(), wanted);
+    assert_eq!(moved.without(&HashSet::new()).content_hash(), wanted);
+}
