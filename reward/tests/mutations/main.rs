@@ -2,4 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
 
 mod mutate;
+#[cfg(feature = "torch")]
+mod run;
 mod text;
