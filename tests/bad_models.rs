@@ -107,7 +107,8 @@ fn a_full_disk_leaves_the_older_checkpoint() {
 fn a_loss_that_is_not_finite_stops_the_run() {
     let work = Workspace::new();
     let diverged = work.run(&format!("{TRAIN} --model random:tiny --learning-rate 1e30 --save-folder out"));
-    diverged.fails(1, &["non-finite"]).hints("--learning-rate").says("step left out");
+    diverged.fails(1, &["non-finite"]).hints("--learning-rate").hints("no checkpoint was written yet");
+    diverged.says("step left out");
     assert!(work.text("out/metrics.jsonl").lines().count() < 10);
     assert!(!work.path("out/final").exists());
 }

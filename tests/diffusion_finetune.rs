@@ -188,8 +188,14 @@ fn a_killed_or_stopped_run_resumes_to_the_same_bytes() {
     }
     work.run(&resume).succeeds();
     same_as_whole(&work, "killed");
-    work.run(&resume).succeeds();
+    // One bit of the newest checkpoint, and the file of the rewards' scales.
+    let mut mean = work.bytes("killed/checkpoints/step-9/ema.safetensors");
+    *mean.last_mut().unwrap() ^= 1;
+    work.write("killed/checkpoints/step-9/ema.safetensors", mean);
+    work.write("killed/reward_scale.json", "{\"social-rew");
+    work.run(&resume).succeeds().says("step-9/ema.safetensors is damaged");
     same_as_whole(&work, "killed");
+    assert!(work.bytes("killed/reward_scale.json") == work.bytes("whole/reward_scale.json"));
 
     // The held-out images of all evaluations are sets that pair.
     let samples = "evaluate --device cpu --metrics social-reward=random:tiny --images whole/samples";
@@ -208,6 +214,9 @@ fn a_killed_or_stopped_run_resumes_to_the_same_bytes() {
     }
     let changed = work.run(&format!("{resume} --learning-rate 1e-5").replace("--anchor 0.1", "--anchor 0"));
     changed.fails(2, &["anchor", "learning_rate"]).hints("config.toml");
+    work.write("other.txt", "an owl\na red fox\na house by the sea\ntwo boats\n");
+    let other = resume.replace("prompts prompts.txt", "prompts other.txt");
+    work.run(&other).fails(1, &["prompts other.txt", "the same 4 in another order"]).hints("--output");
     work.run(&format!("{TINY} {LONG} --output killed")).fails(2, &["holds another run"]).hints("--resume");
 }
 

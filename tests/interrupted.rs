@@ -58,12 +58,28 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     same_as_whole(&work, "killed");
     assert_eq!(work.checkpoints("killed"), work.checkpoints("whole"));
 
-    // A run that is done stays as it is, and one without a checkpoint starts again.
+    // A run that is done stays as it is.
     work.run(&resume).succeeds();
     same_as_whole(&work, "killed");
-    fs_err::remove_dir_all(work.path("killed/checkpoints")).unwrap();
-    work.run(&resume).succeeds().says("from step 1");
+
+    // One bit of the newest checkpoint, and a line of the metrics: the run goes on from the checkpoint before.
+    let mut state = work.bytes("killed/checkpoints/step-18/optimizer.safetensors");
+    let middle = state.len().div_euclid(2);
+    state[middle] ^= 1;
+    work.write("killed/checkpoints/step-18/optimizer.safetensors", state);
+    work.write(
+        "killed/metrics.jsonl",
+        [b"{\"step\": 1, \xff}\n".as_slice(), &work.bytes("killed/metrics.jsonl")].concat(),
+    );
+    let resumed = work.run(&resume);
+    resumed.succeeds().says("step-18/optimizer.safetensors is damaged").says("from step 17").says("1 damaged line");
     same_as_whole(&work, "killed");
+    assert!(work.path("killed/checkpoints/step-18.damaged").is_dir());
+
+    // A run does not begin again in silence.
+    fs_err::remove_dir_all(work.path("killed/checkpoints")).unwrap();
+    work.run(&resume).fails(2, &["killed", "no checkpoints/"]).hints("--save-folder");
+    assert!(work.bytes("killed/final/model.safetensors") == work.bytes("whole/final/model.safetensors"));
 }
 
 #[test]
@@ -98,6 +114,11 @@ fn a_folder_belongs_to_one_run() {
     changed.fails(2, &["margin", "seed"]).hints("run/config.toml");
     work.run(&format!("{command} --resume").replace("epochs 6", "epochs 7")).fails(2, &["n_epochs"]);
     assert_eq!(work.bytes("run/metrics.jsonl"), before, "a refused run changes nothing");
-    work.run(&format!("{command} --resume --num-workers 1 --cache off --keep-checkpoints 1")).succeeds();
+    // Of data the content counts, not the path.
+    let other = format!("{command} --resume").replace("toy/train", "toy/validation");
+    work.run(&other).fails(1, &["training_file toy/validation.parquet", "other rows"]).hints("--save-folder");
+    assert_eq!(work.bytes("run/metrics.jsonl"), before, "a refused run changes nothing");
+    let same = command.replace("toy/train", "./toy/../toy/train");
+    work.run(&format!("{same} --resume --num-workers 1 --cache off --keep-checkpoints 1")).succeeds();
     assert_eq!(work.checkpoints("run"), [18]);
 }

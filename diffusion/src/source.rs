@@ -146,6 +146,28 @@ impl Source {
         })
     }
 
+    /// The files that the model is read from: weights, configs, tokenizer; none of random weights.
+    ///
+    /// # Errors
+    /// A part is missing.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let folder = match &self.kind {
+            Kind::Random { .. } => return Ok(Vec::new()),
+            Kind::SingleFile(single) => return Ok(vec![single.path().to_owned()]),
+            Kind::Folder(folder) => folder,
+        };
+        let mut files = vec![folder.join("scheduler/scheduler_config.json")];
+        for component in [Component::Unet, Component::Vae, Component::TextEncoder] {
+            files.push(folder.join(component.folder()).join("config.json"));
+            files.extend(folder::weights(folder, component)?.0.iter().map(|file| file.path().to_owned()));
+        }
+        let tokenizer = fs_err::read_dir(folder.join("tokenizer"))?.map(|entry| Ok(entry?.path()));
+        let mut tokenizer = tokenizer.collect::<Result<Vec<_>>>()?;
+        tokenizer.sort();
+        files.extend(tokenizer.into_iter().filter(|path| path.is_file()));
+        Ok(files)
+    }
+
     /// The layers that an adapter may be for, with the shapes of their weights. Nothing is read.
     ///
     /// # Errors

@@ -81,6 +81,12 @@ impl Adam {
     }
 }
 
+/// The first of these tensors that holds a NaN or an infinity.
+pub fn not_finite<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Option<&'a str> {
+    let finite = |tensor: &Tensor| tch::no_grad(|| tensor.isfinite().all().int64_value(&[]) == 1);
+    tensors.into_iter().find(|(_, tensor)| !finite(tensor)).map(|(name, _)| name)
+}
+
 const STATE: [&str; 3] = ["mean", "square", "step"];
 
 /// How the learning rate moves after the warm-up.
@@ -112,6 +118,15 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_number_that_is_not_finite_is_found() {
+        let good = Tensor::from_slice(&[1.0_f32, -3e38]);
+        let [nan, infinite] = [f32::NAN, f32::NEG_INFINITY].map(|value| Tensor::from_slice(&[0.0, value]));
+        assert_eq!(not_finite([("a", &good), ("b", &good)]), None);
+        assert_eq!(not_finite([("a", &good), ("b", &nan)]), Some("b"));
+        assert_eq!(not_finite([("a", &infinite), ("b", &good)]), Some("a"));
+    }
 
     #[test]
     fn warm_up_is_linear_and_the_cosine_ends_near_zero() {

@@ -1,13 +1,21 @@
 //! Everything `diffusion finetune` is told. One struct: the TOML file, the flags and the saved `config.toml` share its names.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use reward::{
-    clip::config::Activation, device::DeviceName, optim::Schedule, run::changed_settings, score::spec::RewardSpec,
+    clip::config::Activation,
+    device::DeviceName,
+    optim::Schedule,
+    run::{changed_settings, place::Settings},
+    score::spec::RewardSpec,
     train::config::Precision,
 };
 use serde::{Deserialize, Serialize};
 
+use super::saved;
 use crate::algorithm::{Algorithm, AlgorithmName, AlignProp, DrTune, DraftK, DraftLv, Refl, Shaping};
 
 /// What trains.
@@ -245,6 +253,7 @@ mod by_name {
 const FREE_ON_RESUME: [&str; 8] = [
     "output",
     "checkpoint_every",
+    "evaluate_every",
     "keep_checkpoints",
     "gradient_accumulation",
     "gradient_checkpointing",
@@ -288,11 +297,63 @@ impl FinetuneConfig {
 
     /// Names of the settings that differ from `earlier` and would make a resumed run another run.
     pub fn changed_since(&self, earlier: &Self) -> Vec<String> {
-        let mut names = changed_settings(self, earlier, &FREE_ON_RESUME);
+        let mut names = changed_settings(&self.without_paths(), &earlier.without_paths(), &FREE_ON_RESUME);
         // A constant rate does not know how long the run is.
         let longer = self.schedule == Schedule::Constant && earlier.schedule == Schedule::Constant;
         names.retain(|name| !(longer && name == "train_steps"));
         names
+    }
+
+    /// Data and models as given or not: of those that are, the content counts ([`Inputs`](reward::run::inputs::Inputs)).
+    fn without_paths(&self) -> Self {
+        let given = |path: &Option<PathBuf>| path.as_ref().map(|_| PathBuf::new());
+        Self {
+            model: None,
+            reward: self.reward.iter().map(|spec| RewardSpec { path: String::new(), ..spec.clone() }).collect(),
+            clip: self.clip.as_ref().map(|_| String::new()),
+            prompts: given(&self.prompts),
+            held_out_prompts: given(&self.held_out_prompts),
+            images: given(&self.images),
+            lora: given(&self.lora),
+            ..self.clone()
+        }
+    }
+}
+
+impl Settings for FinetuneConfig {
+    const FLAG: &'static str = "output";
+
+    fn folder(&self) -> &Path {
+        self.output.as_deref().unwrap_or(Path::new(""))
+    }
+
+    fn folders(&self) -> &'static [&'static str] {
+        match self.train {
+            Train::Lora => &["best", "samples", "lora"],
+            Train::Full => &["best", "samples", "vae", "model"],
+        }
+    }
+
+    fn result(&self) -> &'static str {
+        match self.train {
+            Train::Lora => "lora",
+            Train::Full => "model",
+        }
+    }
+
+    fn changed(&self, earlier: &Self) -> Vec<String> {
+        self.changed_since(earlier)
+    }
+
+    fn checkpoint_every(&self) -> usize {
+        self.checkpoint_every
+    }
+
+    fn tensor_files(&self) -> &'static [&'static str] {
+        match self.ema_decay {
+            Some(_) => &saved::PARTS,
+            None => &[saved::TRAINED, saved::OPTIMIZER],
+        }
     }
 }
 
@@ -318,6 +379,12 @@ pub(super) mod tests {
         assert_eq!(longer.changed_since(&complete()), Vec::<String>::new());
         let other = FinetuneConfig { learning_rate: 1.0, seed: 2, ..complete() };
         assert_eq!(other.changed_since(&complete()), ["learning_rate", "seed"]);
+        let spelled = FinetuneConfig { prompts: Some("./prompts.txt".into()), model: Some("./m".into()), ..complete() };
+        assert_eq!(spelled.changed_since(&complete()), Vec::<String>::new());
+        let watched = FinetuneConfig { held_out_prompts: Some("h.txt".into()), ..complete() };
+        assert_eq!(watched.changed_since(&complete()), ["held_out_prompts"]);
+        let weighted = FinetuneConfig { reward: vec!["random:tiny@2".parse().unwrap()], ..complete() };
+        assert_eq!(weighted.changed_since(&complete()), ["reward"]);
     }
 
     #[test]

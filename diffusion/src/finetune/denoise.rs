@@ -14,6 +14,7 @@ use reward::{
     data::{image, manifest::Manifest, source::ImageSource},
     event::{Event, Observer},
     native::memory,
+    run::{checkpoints, checksums, inputs::Inputs},
     weights::{file::TensorFile, save::json_file},
 };
 use tch::{Device, Kind, Tensor};
@@ -38,6 +39,18 @@ use crate::{
 const KL_WEIGHT: f64 = 1e-6;
 /// Images that give the VAE's scaling factor.
 const SCALED_BY: usize = 256;
+/// Where a run keeps the VAE that it trained, and in which files.
+const VAE: &str = "vae";
+const WEIGHTS: &str = "vae.safetensors";
+const SETTINGS: &str = "vae.json";
+
+/// What a kept VAE has beside its weights.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptVae {
+    scaling_factor: f64,
+    inputs: Inputs,
+}
 
 /// The pictures to train on.
 #[derive(Default)]
@@ -61,11 +74,11 @@ pub(super) fn prompts(table: &Path) -> Result<Vec<String>> {
 }
 
 /// Opens the pictures of `config` (none where the method has a reward), and trains the VAE first where asked, or reads the one
-/// that an earlier part of the run in `folder` trained. Nothing if the user stopped it.
+/// that an earlier part of the run trained: `place` is its folder, and what it reads. Nothing if the user stopped it.
 pub(super) fn prepare(
     config: &FinetuneConfig,
     models: &mut Models,
-    folder: &Path,
+    place: Option<(&Path, &Inputs)>,
     device: Device,
     observer: &dyn Observer,
     stop: &AtomicBool,
@@ -88,7 +101,7 @@ pub(super) fn prepare(
         ..Images::default()
     };
     images.check()?;
-    if config.vae_steps > 0 && !train_vae(config, models, &images, folder, device, observer, stop)? {
+    if config.vae_steps > 0 && !own_vae(config, models, &images, place, device, observer, stop)? {
         return Ok(None);
     }
     Ok(Some(images))
@@ -264,68 +277,105 @@ impl Work for VaeWork<'_> {
     }
 }
 
-/// Trains the VAE, or reads what an earlier part of this run trained, and sets its scaling factor to 1 / deviation of the
-/// latents. False if the user stopped it: it begins anew then.
-fn train_vae(
+/// Reads the VAE that an earlier part of this run trained, or trains it and keeps it. False if the user stopped it: it begins
+/// again then.
+fn own_vae(
     config: &FinetuneConfig,
     models: &mut Models,
     images: &Images,
-    folder: &Path,
+    place: Option<(&Path, &Inputs)>,
     device: Device,
     observer: &dyn Observer,
     stop: &AtomicBool,
 ) -> Result<bool> {
-    let (weights, settings) = (folder.join("vae.safetensors"), folder.join("vae.json"));
-    if settings.is_file() {
-        let file = TensorFile::open(&weights)?;
-        for (key, tensor) in &models.vae.parameters.tensors {
-            let values = Tensor::from_slice(&file.read(key)?).view(tensor.size().as_slice());
-            tch::no_grad(|| tensor.shallow_clone().copy_(&values));
+    let kept: Result<bool> = place.map_or(Ok(false), |(folder, inputs)| {
+        // Trained again, it is the same.
+        kept_vae(&folder.join(VAE), &mut models.vae, inputs).or_else(|error| {
+            observer.event(&Event::Warning(&format!("{error}: the VAE is trained again")));
+            Ok(false)
+        })
+    });
+    if !kept? {
+        if !train_vae(config, models, images, device, observer, stop)? {
+            return Ok(false);
         }
-        let text = fs_err::read_to_string(&settings)?;
-        let read: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|error| Error::data(format!("{}: not a VAE's settings", settings.display())).caused_by(error))?;
-        models.vae.config.scaling_factor = read["scaling_factor"].as_f64().unwrap_or(1.0);
-    } else {
-        let trained = models.vae.parameters.trained();
-        let mut stepper = Stepper::new(trained, 0.0, config.clip_norm, None, config.batch_size, device);
-        let mut deal = Deal::new(images.len(), image_seed(config.seed, "vae rows", 0));
-        for step in 1..=config.vae_steps {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(false);
-            }
-            let part = format!("vae/{step}");
-            let work = VaeWork {
-                vae: &models.vae,
-                images,
-                rows: deal.step(step, config.batch_size).into_iter().map(|index| images.training_row(index)).collect(),
-                seeds: (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect(),
-                device,
-            };
-            let rate = config.vae_learning_rate * config.schedule.factor(step, config.vae_steps, config.warmup_steps);
-            let outcome = stepper.step(&work, config.batch_size, rate, observer)?;
-            observer.event(&Event::Progress { phase: "training the VAE", done: step, total: config.vae_steps });
-            if step == config.vae_steps {
-                observer.event(&Event::Note(&format!("VAE: loss {:.5} after {step} steps", outcome.loss)));
-            }
+        if let Some((folder, inputs)) = place {
+            checkpoints::write(&folder.join(VAE), |partial| {
+                let tensors = models.vae.parameters.tensors.iter();
+                let tensors = tensors.map(|(key, tensor)| (key.clone(), Saved::new(tensor, Kind::Float)));
+                tensor_file(&partial.join(WEIGHTS), tensors.collect(), HashMap::new())?;
+                let kept = KeptVae { scaling_factor: models.vae.config.scaling_factor, inputs: inputs.clone() };
+                json_file(&partial.join(SETTINGS), &serde_json::json!(kept))
+            })?;
         }
-        let rows: Vec<usize> = (0..images.len().min(SCALED_BY)).map(|index| images.training_row(index)).collect();
-        let means = rows
-            .chunks(config.batch_size)
-            .map(|rows| tch::no_grad(|| images.pixels(rows, device).map(|pixels| models.vae.encode(&pixels).0)));
-        let deviation = Tensor::cat(&means.collect::<Result<Vec<_>>>()?, 0).std(true).double_value(&[]);
-        if !(deviation.is_finite() && deviation > 0.0) {
-            return Err(Error::data(format!("the VAE's latents have deviation {deviation} after training"))
-                .hint("more vae_steps, or a lower vae_learning_rate"));
-        }
-        models.vae.config.scaling_factor = 1.0 / deviation;
-        let tensors =
-            models.vae.parameters.tensors.iter().map(|(key, tensor)| (key.clone(), Saved::new(tensor, Kind::Float)));
-        tensor_file(&weights, tensors.collect(), HashMap::new())?;
-        json_file(&settings, &serde_json::json!({"scaling_factor": models.vae.config.scaling_factor}))?;
     }
     for tensor in models.vae.parameters.tensors.values() {
         drop(tensor.set_requires_grad(false));
     }
+    Ok(true)
+}
+
+/// Sets the VAE to what is kept in `folder`, if it was trained on the same `inputs`.
+fn kept_vae(folder: &Path, vae: &mut Vae, inputs: &Inputs) -> Result<bool> {
+    if !folder.join(SETTINGS).is_file() {
+        return Ok(false);
+    }
+    checksums::verify(folder)?;
+    let settings = folder.join(SETTINGS);
+    let kept: KeptVae = serde_json::from_str(&reward::text::read(&settings, "a VAE's settings")?)
+        .map_err(|error| Error::data(format!("{}: not a VAE's settings", settings.display())).caused_by(error))?;
+    if kept.inputs != *inputs {
+        return Err(Error::data(format!("{} was trained on other data", folder.display())));
+    }
+    let file = TensorFile::open(&folder.join(WEIGHTS))?;
+    for (key, tensor) in &vae.parameters.tensors {
+        let values = Tensor::from_slice(&file.read(key)?).view(tensor.size().as_slice());
+        tch::no_grad(|| tensor.shallow_clone().copy_(&values));
+    }
+    vae.config.scaling_factor = kept.scaling_factor;
+    Ok(true)
+}
+
+/// Trains the VAE, and sets its scaling factor to 1 / deviation of the latents. False if the user stopped it.
+fn train_vae(
+    config: &FinetuneConfig,
+    models: &mut Models,
+    images: &Images,
+    device: Device,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<bool> {
+    let trained = models.vae.parameters.trained();
+    let mut stepper = Stepper::new(trained, 0.0, config.clip_norm, None, config.batch_size, device);
+    let mut deal = Deal::new(images.len(), image_seed(config.seed, "vae rows", 0));
+    for step in 1..=config.vae_steps {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let part = format!("vae/{step}");
+        let work = VaeWork {
+            vae: &models.vae,
+            images,
+            rows: deal.step(step, config.batch_size).into_iter().map(|index| images.training_row(index)).collect(),
+            seeds: (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect(),
+            device,
+        };
+        let rate = config.vae_learning_rate * config.schedule.factor(step, config.vae_steps, config.warmup_steps);
+        let outcome = stepper.step(&work, config.batch_size, rate, observer)?;
+        observer.event(&Event::Progress { phase: "training the VAE", done: step, total: config.vae_steps });
+        if step == config.vae_steps {
+            observer.event(&Event::Note(&format!("VAE: loss {:.5} after {step} steps", outcome.loss)));
+        }
+    }
+    let rows: Vec<usize> = (0..images.len().min(SCALED_BY)).map(|index| images.training_row(index)).collect();
+    let means = rows
+        .chunks(config.batch_size)
+        .map(|rows| tch::no_grad(|| images.pixels(rows, device).map(|pixels| models.vae.encode(&pixels).0)));
+    let deviation = Tensor::cat(&means.collect::<Result<Vec<_>>>()?, 0).std(true).double_value(&[]);
+    if !(deviation.is_finite() && deviation > 0.0) {
+        return Err(Error::data(format!("the VAE's latents have deviation {deviation} after training"))
+            .hint("more vae_steps, or a lower vae_learning_rate"));
+    }
+    models.vae.config.scaling_factor = 1.0 / deviation;
     Ok(true)
 }

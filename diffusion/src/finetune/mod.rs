@@ -6,6 +6,7 @@ mod config;
 mod deal;
 mod denoise;
 mod grid;
+mod inputs;
 mod parts;
 pub mod planner;
 mod reward_work;
@@ -17,14 +18,15 @@ mod setup;
 mod step;
 mod watch;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
-};
+use std::{path::PathBuf, sync::atomic::AtomicBool};
 
 use reward::{
     event::Observer,
-    run::{RunFolder, checkpoints},
+    run::{
+        RunFolder,
+        place::{self, Settings},
+        resume::{ResumePoint, resume_point, way_on},
+    },
 };
 
 use crate::{
@@ -33,8 +35,10 @@ use crate::{
 };
 use parts::Parts;
 use run::{Reports, Run};
+use saved::Progress;
 
 pub use config::{Checkpointing, FinetuneConfig, RewardScale, Train};
+pub use inputs::resumed_step;
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,23 +60,26 @@ pub enum Ended {
 /// memory.
 pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
     config.check()?;
-    let output = config.output.as_deref().unwrap_or(Path::new(""));
-    let folder = RunFolder::claim(output, "output")?;
-    let resumed = resume_point(&folder, config, resume)?;
-    guarded(|| {
+    // Before the folder is touched, and again once nobody else can touch it.
+    place::check(config, resume)?;
+    let folder = RunFolder::claim(config.folder(), FinetuneConfig::FLAG)?;
+    folder.settle(config)?;
+    let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;
+    let run = || {
         let source = open(config)?;
+        let inputs = inputs::checked(config, &source, resumed.as_ref(), observer)?;
         let mut parts = Parts::load(config, &source, observer)?;
-        folder.write_config(config)?;
-        let device = parts.device;
-        let images = denoise::prepare(config, &mut parts.models, folder.path(), device, observer, stop)?;
+        folder.begin(config, resumed.as_ref(), observer)?;
+        let (device, place) = (parts.device, Some((folder.path(), &inputs)));
+        let images = denoise::prepare(config, &mut parts.models, place, device, observer, stop)?;
         let Some(images) = images else { return Ok(Ended::Interrupted { step: 0 }) };
-        let progress = resumed.as_deref().map(saved::progress).transpose()?;
-        let planned = parts.plan(config, progress.as_ref());
+        let planned = parts.plan(config, resumed.as_ref().map(|point| &point.progress));
         let mut run =
             Run::new(config, &source, &parts, images, planned, Reports { observer, stop, folder: Some(&folder) })?;
-        run.start(resumed.as_deref().zip(progress))?;
+        run.start(resumed.as_ref(), inputs)?;
         run.train()
-    })
+    };
+    guarded(run, || way_on(folder.path()))
 }
 
 /// What a run would do, without doing it: trainable parameters, memory, and the time of one step, measured.
@@ -81,47 +88,32 @@ pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, 
 /// As [`finetune`].
 pub fn dry_run(config: &FinetuneConfig, observer: &dyn Observer, stop: &AtomicBool) -> Result<String> {
     config.check()?;
-    guarded(|| {
+    place::check(config, false)?;
+    let rehearsal = || {
         let source = open(config)?;
         let mut parts = Parts::load(config, &source, observer)?;
-        let scratch = tempfile::tempdir()?;
         let short = FinetuneConfig { vae_steps: config.vae_steps.min(1), ..config.clone() };
         let device = parts.device;
-        let images = denoise::prepare(&short, &mut parts.models, scratch.path(), device, observer, stop)?;
+        let images = denoise::prepare(&short, &mut parts.models, None, device, observer, stop)?;
         let planned = parts.plan(config, None);
         let images = images.unwrap_or_default();
         let mut run = Run::new(config, &source, &parts, images, planned, Reports { observer, stop, folder: None })?;
         run.rehearse()
-    })
+    };
+    guarded(rehearsal, String::new)
 }
 
-/// Runs `body`; what tch reports by panicking becomes an error.
-fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Runs `body`; what tch reports by panicking becomes an error, with the way on from what is saved.
+fn guarded<T>(body: impl FnOnce() -> Result<T>, way_on: impl FnOnce() -> String) -> Result<T> {
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
     caught.unwrap_or_else(|panic| {
         let text = reward::native::panic_text(&*panic);
         let error = Error::data(format!("fine-tuning stopped in libtorch: {text}"));
         Err(match step::is_out_of_memory(&text) {
             true => error.hint("a larger gradient_accumulation, precision = \"bf16\", or a smaller height and width"),
-            false => error.hint("--resume goes on from the last checkpoint"),
+            false => error.hint(way_on()),
         })
     })
-}
-
-/// The checkpoint to go on from, after checking that the folder is this run's.
-fn resume_point(folder: &RunFolder, config: &FinetuneConfig, resume: bool) -> Result<Option<PathBuf>> {
-    let Some(earlier) = folder.earlier_config::<FinetuneConfig>()? else { return Ok(None) };
-    let place = folder.path().display();
-    if !resume {
-        return Err(Error::usage(format!("{place} holds another run"))
-            .hint("--resume goes on with it; or give another --output"));
-    }
-    let changed = config.changed_since(&earlier);
-    if !changed.is_empty() {
-        return Err(Error::usage(format!("--resume: {} differ(s) from the run in {place}", changed.join(", ")))
-            .hint(format!("use the settings of {place}/config.toml, or start another run in another --output")));
-    }
-    Ok(checkpoints::list(folder.path())?.pop().map(|(_, path)| path))
 }
 
 fn open(config: &FinetuneConfig) -> Result<Source> {

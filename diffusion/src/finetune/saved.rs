@@ -3,7 +3,13 @@
 use std::{collections::BTreeMap, path::Path};
 
 use reward::{
-    run::checkpoints::replace_folder,
+    optim::not_finite,
+    run::{
+        checkpoints::{self, replace_folder},
+        inputs::Inputs,
+        place::Settings,
+        resume::PROGRESS,
+    },
     weights::{file::TensorFile, save::json_file},
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +22,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    algorithm::Scale,
     layer::{Adapter, Handle},
     lora::{self, Lora, delta},
     save::{self, Pipeline, Precision, Saved, tensor_file},
@@ -37,14 +44,27 @@ pub(super) struct Progress {
     pub(super) checkpointing: bool,
     /// Threads libtorch computed with; another number changes the last bits.
     pub(super) threads: usize,
+    /// What the run reads.
+    #[serde(default)]
+    pub(super) inputs: Inputs,
+    /// The unit of each reward by its label; none where rewards are raw.
+    #[serde(default)]
+    pub(super) scales: BTreeMap<String, Scale>,
 }
 
-/// Names of the state's parts in a checkpoint.
-const PARTS: [&str; 3] = ["trained.safetensors", "ema.safetensors", "optimizer.safetensors"];
+/// What trains, in a checkpoint.
+pub(super) const TRAINED: &str = "trained.safetensors";
+/// The optimizer's state.
+pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+/// All parts of the state; the running mean only where there is one.
+pub(super) const PARTS: [&str; 3] = [TRAINED, "ema.safetensors", OPTIMIZER];
 
 /// Writes a checkpoint that [`load`] goes on from, beside it the LoRA that diffusers reads.
 pub(super) fn checkpoint(folder: &Path, models: &Models, stepper: &Stepper, progress: &Progress) -> Result<()> {
-    replace_folder(folder, |partial| {
+    let means = stepper.ema.iter().flat_map(|ema| &ema.means);
+    let all = stepper.trained().iter().map(|(_, tensor)| tensor).chain(means);
+    check_finite(folder, stepper.trained().iter().map(|(name, _)| name.as_str()).cycle().zip(all))?;
+    checkpoints::write(folder, |partial| {
         let [trained, ema, optimizer] = PARTS.map(|part| partial.join(part));
         let saved = |name: &str, tensor: &Tensor| (name.to_owned(), Saved::new(tensor, Kind::Float));
         let named = stepper.trained().iter().map(|(name, tensor)| saved(name, tensor));
@@ -58,15 +78,17 @@ pub(super) fn checkpoint(folder: &Path, models: &Models, stepper: &Stepper, prog
         if let Some(lora) = adapters(models) {
             lora::diffusers(&partial.join("pytorch_lora_weights.safetensors"), &lora)?;
         }
-        json_file(&partial.join("progress.json"), &serde_json::json!(progress))
+        json_file(&partial.join(PROGRESS), &serde_json::json!(progress))
     })
 }
 
-/// Reads where the run of checkpoint `folder` was.
-pub(super) fn progress(folder: &Path) -> Result<Progress> {
-    let path = folder.join("progress.json");
-    serde_json::from_str(&fs_err::read_to_string(&path)?)
-        .map_err(|error| Error::data(format!("{}: not a checkpoint's progress", path.display())).caused_by(error))
+/// Refuses weights that diverged since the loss was last looked at, before they are saved as `path`.
+fn check_finite<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    match not_finite(tensors) {
+        None => Ok(()),
+        Some(name) => Err(Error::data(format!("`{name}` is not finite any more: {} is not written", path.display()))
+            .hint("lower learning_rate, or set clip_norm = 1")),
+    }
 }
 
 /// Gives weights, running means and optimizer the state of checkpoint `folder` back.
@@ -116,9 +138,12 @@ fn adapters(models: &Models) -> Option<Lora> {
 /// Writes what the run is for into `folder`: `lora/` in diffusers' and kohya's form, each read again and compared, or a whole
 /// diffusers folder `model/`.
 pub(super) fn result(folder: &Path, config: &FinetuneConfig, source: &Source, models: &Models) -> Result<()> {
-    let Some(lora) = adapters(models) else { return model(&folder.join("model"), source, models) };
+    let trained = models.unet.parameters.trained();
+    let path = folder.join(config.result());
+    check_finite(&path, trained.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+    let Some(lora) = adapters(models) else { return model(&path, source, models) };
     let layers = source.layers()?;
-    replace_folder(&folder.join("lora"), |partial| {
+    replace_folder(&path, |partial| {
         type Write = fn(&Path, &Lora) -> Result<()>;
         let forms: [(&str, Write); 2] =
             [("pytorch_lora_weights.safetensors", lora::diffusers), ("kohya.safetensors", lora::kohya)];

@@ -24,13 +24,13 @@ pub(super) fn of(label: &str, values: &[f64]) -> Result<Scale> {
         .hint("reward_scale = \"raw\" needs no unit; but what does not tell images apart cannot be raised"))
 }
 
-/// Reads the scales that a run began with.
+/// Reads the scales that a run began with, for checkpoints of earlier versions, which do not hold them.
 pub(super) fn read(folder: &Path) -> Result<Option<BTreeMap<String, Scale>>> {
     let path = folder.join(FILE);
     if !path.is_file() {
         return Ok(None);
     }
-    serde_json::from_str(&fs_err::read_to_string(&path)?)
+    serde_json::from_str(&reward::text::read(&path, "the rewards' scales")?)
         .map(Some)
         .map_err(|error| Error::data(format!("{}: not the rewards' scales", path.display())).caused_by(error))
 }

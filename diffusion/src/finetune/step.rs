@@ -119,8 +119,7 @@ impl Stepper {
                     let text = panic_text(&*panic);
                     drop(panic);
                     if !is_out_of_memory(&text) {
-                        return Err(Error::data(format!("training stopped in libtorch: {text}"))
-                            .hint("--resume goes on from the last checkpoint"));
+                        return Err(Error::data(format!("training stopped in libtorch: {text}")));
                     }
                     if self.micro == 1 {
                         return Err(Error::data(format!("out of memory with one image at a time: {text}")).hint(
@@ -148,7 +147,7 @@ impl Stepper {
                     false => "loss in the forward pass",
                 };
                 return Err(Error::data(format!("non-finite {what}, {PATIENCE} steps in a row"))
-                    .hint("lower learning_rate, or train with precision = \"fp32\"; the last checkpoint is good"));
+                    .hint("lower learning_rate, or train with precision = \"fp32\""));
             }
             return Ok(outcome);
         }

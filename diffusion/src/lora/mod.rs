@@ -16,6 +16,7 @@ use crate::{layer::Adapter, weights::Parameters};
 pub use fresh::fresh;
 pub(crate) use merge::delta;
 pub use merge::{Merged, merge};
+pub(crate) use read::locate;
 pub use save::{diffusers, kohya};
 
 /// The layers of a model that an adapter may be for: shapes of their weights by layer name, `[out, in]` or `[out, in, k, k]`.

@@ -107,7 +107,8 @@ impl Lora {
     }
 }
 
-fn locate(path: &Path) -> Result<PathBuf> {
+/// The file of a LoRA that is given as a file or a folder.
+pub(crate) fn locate(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return match path.is_file() {
             true => Ok(path.to_owned()),

@@ -1,7 +1,11 @@
 //! A run's folder: one run at a time, its settings, its metrics as JSON lines and TensorBoard events, its checkpoints.
 
 pub mod checkpoints;
+pub mod checksums;
+pub mod inputs;
 pub mod metrics;
+pub mod place;
+pub mod resume;
 pub mod tensorboard;
 
 use std::{
@@ -9,7 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, event::Observer};
+use place::{CONFIG, Settings};
+use resume::ResumePoint;
 
 /// A folder held by this process until it is dropped.
 pub struct RunFolder {
@@ -63,13 +69,44 @@ impl RunFolder {
     /// # Errors
     /// `config.toml` is there but cannot be read as these settings.
     pub fn earlier_config<C: serde::de::DeserializeOwned>(&self) -> Result<Option<C>> {
-        let path = self.path.join("config.toml");
-        if !path.is_file() {
-            return Ok(None);
+        let path = self.path.join(CONFIG);
+        if path.is_file() { place::read_config(&path).map(Some) } else { Ok(None) }
+    }
+
+    /// Ends what a process that was killed here began to rename.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn settle(&self, config: &impl Settings) -> Result<()> {
+        if self.path.join(CONFIG).is_file() {
+            config
+                .folders()
+                .iter()
+                .try_for_each(|name| checkpoints::settle(&place::followed(&self.path.join(name))?))?;
+            checkpoints::settle_all(&self.path)?;
         }
-        toml::from_str(&fs_err::read_to_string(&path)?)
-            .map(Some)
-            .map_err(|error| Error::data(format!("{}: {}", path.display(), error.message())))
+        Ok(())
+    }
+
+    /// Makes the folder that of a run with settings `config` which begins, or goes on from `resumed`: nothing is there from
+    /// later steps, and `checkpoints/` is, so that a run whose checkpoints were taken away is known.
+    ///
+    /// # Errors
+    /// The disk is full or not writable.
+    pub fn begin<C: Settings, P>(
+        &self,
+        config: &C,
+        resumed: Option<&ResumePoint<P>>,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let folder = self.path.join(checkpoints::FOLDER);
+        if !folder.is_dir() {
+            fs_err::create_dir(&folder)?;
+        }
+        resumed.map_or(Ok(()), ResumePoint::set_damaged_aside)?;
+        checkpoints::sweep(&self.path)?;
+        metrics::cut(&self.path, resumed.map_or(0, |point| point.step), observer)?;
+        self.write_config(config)
     }
 
     /// Writes the resolved settings as `config.toml`.
@@ -78,7 +115,7 @@ impl RunFolder {
     /// The disk is full or not writable.
     pub fn write_config(&self, config: &impl serde::Serialize) -> Result<()> {
         let text = toml::to_string_pretty(config).map_err(|error| Error::data("settings").caused_by(error))?;
-        crate::weights::save::replace_file(&self.path.join("config.toml"), |path| Ok(fs_err::write(path, text)?))
+        crate::weights::save::replace_file(&self.path.join(CONFIG), |path| Ok(fs_err::write(path, text)?))
     }
 }
 

@@ -1,7 +1,10 @@
 //! Everything a reward training run is told. One struct: the TOML file, the flags and the saved `config.toml` share its
 //! names.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +16,7 @@ use crate::{
     device::DeviceName,
     loss::LossName,
     optim::Schedule,
-    run::changed_settings,
+    run::{changed_settings, place::Settings},
 };
 
 /// Kind of the activations and of the weights that are not trained.
@@ -158,8 +161,16 @@ impl Default for TrainConfig {
     }
 }
 
-/// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
-const FREE_ON_RESUME: [&str; 11] = [
+/// Settings that may differ when a run is resumed: they change where and how fast, not what is computed. Of data and models
+/// the content counts ([`Inputs`](crate::run::inputs::Inputs)), not the path.
+const FREE_ON_RESUME: [&str; 18] = [
+    "training_file",
+    "validation_file",
+    "checkout_path",
+    "model",
+    "image_root",
+    "gradient_accumulation",
+    "gradient_checkpointing",
     "save_folder",
     "validate_every",
     "checkpoint_every",
@@ -234,7 +245,38 @@ impl TrainConfig {
         // A constant rate does not know how long the run is.
         let longer = self.schedule == Schedule::Constant && earlier.schedule == Schedule::Constant;
         names.retain(|name| !(longer && (name == "n_epochs" || name == "max_steps")));
+        if self.validation_file.is_empty() != earlier.validation_file.is_empty() {
+            names.push("validation_file".to_owned());
+        }
         names
+    }
+}
+
+impl Settings for TrainConfig {
+    const FLAG: &'static str = "save-folder";
+
+    fn folder(&self) -> &Path {
+        self.save_folder.as_deref().unwrap_or(Path::new(""))
+    }
+
+    fn folders(&self) -> &'static [&'static str] {
+        &["best", "final"]
+    }
+
+    fn result(&self) -> &'static str {
+        "final"
+    }
+
+    fn changed(&self, earlier: &Self) -> Vec<String> {
+        self.changed_since(earlier)
+    }
+
+    fn checkpoint_every(&self) -> usize {
+        self.checkpoint_every
+    }
+
+    fn tensor_files(&self) -> &'static [&'static str] {
+        &["model.safetensors", "optimizer.safetensors"]
     }
 }
 
@@ -285,6 +327,11 @@ mod tests {
         assert_eq!(longer.changed_since(&complete()), Vec::<String>::new());
         let other = TrainConfig { margin: 0.1, batch_size: 8, ..complete() };
         assert_eq!(other.changed_since(&complete()), ["batch_size", "margin"]);
+        let spelled =
+            TrainConfig { training_file: vec!["./T.parquet".to_owned()], image_root: Some("x".into()), ..complete() };
+        assert_eq!(spelled.changed_since(&complete()), Vec::<String>::new());
+        let validated = TrainConfig { validation_file: vec!["V.parquet".to_owned()], ..complete() };
+        assert_eq!(validated.changed_since(&complete()), ["validation_file"]);
         let cosine = TrainConfig { schedule: Schedule::Cosine, ..complete() };
         assert_eq!(TrainConfig { n_epochs: 3, ..cosine.clone() }.changed_since(&cosine), ["n_epochs"]);
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -14,10 +14,11 @@ use tch::{Kind, Tensor};
 use super::{
     config::TrainConfig,
     encoder::{Encoder, Examples, Fetched, Fetcher, distinct_images},
+    inputs::checked,
     plan::Plan,
     prefix_cache::PrefixCache,
     prepare::{decode_options, prepare},
-    saved::{Progress, load_progress, load_state, save_checkpoint, save_model},
+    saved::{Progress, load_state, save_checkpoint, save_model},
     step::Stepper,
     trainable::{Trainable, TrainingMode},
     validate::validate,
@@ -28,7 +29,13 @@ use crate::{
     data::{loader::ordered, preflight::OnBadImage, triplets::Triplet},
     event::{Event, Observer, Step},
     native::panic_text,
-    run::{RunFolder, checkpoints, metrics::Metrics},
+    run::{
+        RunFolder, checkpoints,
+        metrics::Metrics,
+        place::{self, Settings},
+        resume::{ResumePoint, resume_point, way_on},
+    },
+    threads,
     weights::{Checkpoint, OpenOptions},
 };
 
@@ -52,20 +59,19 @@ pub enum Ended {
 pub fn train(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
     config.check()?;
     catch_unwind(AssertUnwindSafe(|| run(config, resume, observer, stop)))
-        .unwrap_or_else(|panic| Err(from_panic(&*panic)))
+        .unwrap_or_else(|panic| Err(from_panic(&*panic, config.folder())))
 }
 
 /// libtorch reports by panicking, through tch: out of memory above all.
-fn from_panic(panic: &(dyn std::any::Any + Send)) -> Error {
+fn from_panic(panic: &(dyn std::any::Any + Send), folder: &Path) -> Error {
     let first_line = panic_text(panic);
     let memory = first_line.contains("out of memory") || first_line.contains("can't allocate memory");
     let error = Error::data(format!("training stopped in libtorch: {first_line}"));
+    let way_on = way_on(folder);
     if memory {
-        error.hint(
-            "raise --gradient-accumulation or add --gradient-checkpointing; --resume goes on from the last checkpoint",
-        )
+        error.hint(format!("raise --gradient-accumulation or add --gradient-checkpointing; {way_on}"))
     } else {
-        error.hint("--resume goes on from the last checkpoint")
+        error.hint(way_on)
     }
 }
 
@@ -74,8 +80,11 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
         return Err(Error::usage("training_mode and save_folder are missing"));
     };
     let device = config.device.resolve()?;
+    // Before the folder is touched, and again once nobody else can touch it.
+    place::check(config, resume)?;
     let folder = RunFolder::claim(save_folder, "save-folder")?;
-    let resumed_from = resume_point(&folder, config, resume)?;
+    folder.settle(config)?;
+    let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;
     let options = OpenOptions {
         activation: config.activation,
         seed: config.seed,
@@ -85,9 +94,23 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     let source = Checkpoint::open_base(config.checkout_path.as_deref(), config.model.as_deref(), options)?;
     source.check_vocabulary()?;
     let data = prepare(config, &source.config, observer, stop)?;
-    folder.write_config(config)?;
+    let inputs = checked(config, &source, data.inputs.clone(), resumed.as_ref(), observer)?;
+    folder.begin(config, resumed.as_ref(), observer)?;
     source.announce(observer);
 
+    threads::settle(source.config.largest_product());
+    let threads = tch::get_num_threads() as usize;
+    let mut progress = match &resumed {
+        Some(point) => point.progress.clone(),
+        None => Progress { threads, ..Progress::default() },
+    };
+    progress.inputs = inputs;
+    if progress.best_accuracy.is_some() && !folder.path().join("best").is_dir() {
+        let text = format!("{}/best is gone: the next validation's model takes its place", save_folder.display());
+        observer.event(&Event::Warning(&text));
+        progress.best_accuracy = None;
+    }
+    let resumed_from = resumed.map(|point| point.folder);
     let trainable = Trainable::new(mode, &source.config);
     let current = match &resumed_from {
         Some(path) => Some(Checkpoint::open(&path.to_string_lossy(), OpenOptions::default())?),
@@ -97,10 +120,6 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     if let Some(current) = &current {
         clip.load_trained(current)?;
     }
-    let progress = match &resumed_from {
-        Some(path) => load_progress(path)?,
-        None => Progress { threads: tch::get_num_threads() as usize, ..Progress::default() },
-    };
     clip.checkpointing = config.gradient_checkpointing;
     let cache = open_cache(config, &source, &clip, trainable)?;
     let decode = decode_options(config, &source.config);
@@ -122,7 +141,6 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     };
     if let Some(path) = &resumed_from {
         load_state(path, &mut fit.stepper.adam, &clip)?;
-        let threads = tch::get_num_threads() as usize;
         if threads != fit.progress.threads {
             let text = format!(
                 "resumed with {threads} threads instead of {}: the last bits will differ",
@@ -133,22 +151,6 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     }
     fit.announce(mode);
     fit.run()
-}
-
-/// The checkpoint to go on from, after checking that the folder is this run's.
-fn resume_point(folder: &RunFolder, config: &TrainConfig, resume: bool) -> Result<Option<PathBuf>> {
-    let Some(earlier) = folder.earlier_config::<TrainConfig>()? else { return Ok(None) };
-    let place = folder.path().display();
-    if !resume {
-        return Err(Error::usage(format!("{place} holds another run"))
-            .hint("--resume goes on with it; or give another --save-folder"));
-    }
-    let changed = config.changed_since(&earlier);
-    if !changed.is_empty() {
-        return Err(Error::usage(format!("--resume: {} differ(s) from the run in {place}", changed.join(", ")))
-            .hint(format!("use the settings of {place}/config.toml, or start another run in another --save-folder")));
-    }
-    Ok(checkpoints::list(folder.path())?.pop().map(|(_, path)| path))
 }
 
 fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable: Trainable) -> Result<PrefixCache> {
@@ -267,7 +269,7 @@ impl Fit<'_> {
             let rate = self.config.learning_rate * self.config.schedule.factor(step, total, self.config.warmup_steps);
             let (encoder, training) = (&self.encoder, self.training);
             let inputs = micro_batches.into_iter().map(|(rows, fetched)| encoder.inputs(training, &rows, fetched));
-            let outcome = self.stepper.step(encoder, inputs, rows, rate)?;
+            let outcome = self.stepper.step(encoder, inputs, rows, rate).map_err(|error| self.failed(error))?;
             if !outcome.applied {
                 let text = format!(
                     "step {step}: non-finite loss or gradient ({}, {}): step left out",
@@ -350,14 +352,30 @@ impl Fit<'_> {
         self.observer.event(&Event::Validated { step, validation: &validation, best });
         if best {
             self.progress.best_accuracy = Some(validation.accuracy);
-            save_model(&self.folder.path().join("best"), self.clip, self.source)?;
+            let path = self.folder.path().join("best");
+            save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
         }
         Ok(())
     }
 
+    /// An error with what is left to go on with.
+    fn failed(&self, error: Error) -> Error {
+        let run = self.folder.path();
+        let Some(hint) = error.hint_text() else { return error.hint(way_on(run)) };
+        let good = match checkpoints::list(run).ok().and_then(|mut all| all.pop()) {
+            Some((_, path)) => {
+                format!("the last checkpoint is good: --checkout-path {} starts another run from it", path.display())
+            }
+            None => "no checkpoint was written yet".to_owned(),
+        };
+        let hint = format!("{hint}; {good}");
+        error.hint(hint)
+    }
+
     fn save(&mut self) -> Result<()> {
-        let path = self.folder.path().join(format!("checkpoints/step-{}", self.progress.step));
-        save_checkpoint(&path, self.clip, self.source, &self.stepper.adam, &self.progress)?;
+        let path = checkpoints::folder(self.folder.path(), self.progress.step);
+        save_checkpoint(&path, self.clip, self.source, &self.stepper.adam, &self.progress)
+            .map_err(|error| self.failed(error))?;
         checkpoints::prune(self.folder.path(), self.config.keep_checkpoints)?;
         self.observer.event(&Event::Saved(&path));
         Ok(())
@@ -370,7 +388,7 @@ impl Fit<'_> {
             self.observer.event(&Event::Warning(&text));
         }
         let path = self.folder.path().join("final");
-        save_model(&path, self.clip, self.source)?;
+        save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
         Ok(Ended::Finished(path))
     }
 }

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod encoder;
 pub mod fit;
+mod inputs;
 mod plan;
 pub mod prefix_cache;
 mod prepare;
@@ -10,3 +11,5 @@ mod saved;
 pub mod step;
 pub mod trainable;
 mod validate;
+
+pub use inputs::resumed_step;

@@ -13,12 +13,15 @@ use crate::{
         triplets::{ReadOptions, Triplets},
     },
     event::{Event, Observer},
+    run::inputs::Inputs,
 };
 
 /// Training and validation triplets, checked.
 pub(super) struct Data {
     pub(super) training: Examples,
     pub(super) validation: Option<Examples>,
+    /// What they hold.
+    pub(super) inputs: Inputs,
 }
 
 /// How images are decoded under these settings.
@@ -82,6 +85,15 @@ pub(super) fn prepare(
             return Err(Error::data("no row is left: every row uses an image that cannot be read"));
         }
     }
+    let mut inputs = Inputs::default();
+    for (setting, files, triplets) in [
+        ("training_file", &config.training_file, Some(&training)),
+        ("validation_file", &config.validation_file, validation.as_ref()),
+    ] {
+        if let Some(triplets) = triplets {
+            inputs.add_rows(setting, &files.join(" "), triplets.rows.len(), triplets.content_hash());
+        }
+    }
     let examples = |triplets| Examples::new(triplets, clip.context_length);
-    Ok(Data { training: examples(training), validation: validation.map(examples) })
+    Ok(Data { training: examples(training), validation: validation.map(examples), inputs })
 }

@@ -8,8 +8,12 @@ use tch::{Kind, Tensor};
 use crate::{
     Error, Result,
     clip::model::Clip,
-    optim::Adam,
-    run::checkpoints::replace_folder,
+    optim::{Adam, not_finite},
+    run::{
+        checkpoints::{self, replace_folder},
+        inputs::Inputs,
+        resume::PROGRESS,
+    },
     weights::{
         Checkpoint,
         file::TensorFile,
@@ -27,11 +31,25 @@ pub(super) struct Progress {
     pub(super) best_accuracy: Option<f64>,
     /// Threads libtorch computed with; another number changes the last bits.
     pub(super) threads: usize,
+    /// What the run reads.
+    #[serde(default)]
+    pub(super) inputs: Inputs,
 }
 
 /// Writes the model as a Hugging Face folder. What did not train is copied from `source` as it was read.
 pub(super) fn save_model(folder: &Path, clip: &Clip, source: &Checkpoint) -> Result<()> {
+    check_finite(folder, clip)?;
     replace_folder(folder, |partial| write_model(partial, clip, source))
+}
+
+/// Refuses weights that diverged since the loss was last looked at, before they are saved as `folder`.
+fn check_finite(folder: &Path, clip: &Clip) -> Result<()> {
+    let trained = clip.parameters.iter().filter(|(_, tensor)| tensor.requires_grad());
+    match not_finite(trained.map(|(name, tensor)| (name.as_str(), tensor))) {
+        None => Ok(()),
+        Some(name) => Err(Error::data(format!("`{name}` is not finite any more: {} is not written", folder.display()))
+            .hint("lower --learning-rate, or set --clip-norm 1")),
+    }
 }
 
 fn write_model(folder: &Path, clip: &Clip, source: &Checkpoint) -> Result<()> {
@@ -49,22 +67,16 @@ pub(super) fn save_checkpoint(
     adam: &Adam,
     progress: &Progress,
 ) -> Result<()> {
-    replace_folder(folder, |partial| {
+    check_finite(folder, clip)?;
+    checkpoints::write(folder, |partial| {
         write_model(partial, clip, source)?;
         let state = adam.state().map(|(name, tensor)| {
             let shape = tensor.size().iter().map(|size| *size as usize).collect();
             (name, shape, Box::new(move || host_values(tensor)) as Box<dyn Fn() -> Result<Vec<f32>>>)
         });
         named_tensors(&partial.join("optimizer.safetensors"), state.collect())?;
-        json_file(&partial.join("progress.json"), &serde_json::json!(progress))
+        json_file(&partial.join(PROGRESS), &serde_json::json!(progress))
     })
-}
-
-/// Reads where the run was.
-pub(super) fn load_progress(folder: &Path) -> Result<Progress> {
-    let path = folder.join("progress.json");
-    serde_json::from_str(&fs_err::read_to_string(&path)?)
-        .map_err(|error| Error::data(format!("{}: not a checkpoint's progress", path.display())).caused_by(error))
 }
 
 /// Gives the optimizer its state back.
@@ -82,4 +94,25 @@ pub(super) fn load_state(folder: &Path, adam: &mut Adam, clip: &Clip) -> Result<
 fn host_values(tensor: &Tensor) -> Result<Vec<f32>> {
     let host = tensor.detach().to_kind(Kind::Float).to_device(tch::Device::Cpu).flatten(0, -1);
     Vec::try_from(host).map_err(|error| Error::data("a tensor cannot be read back").caused_by(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::OpenOptions;
+
+    #[test]
+    fn weights_that_are_not_finite_are_not_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("final");
+        let source = Checkpoint::open("random:tiny", OpenOptions::default()).unwrap();
+        let trained = |name: &str| name == "visual.proj";
+        let clip = Clip::load(&source, tch::Device::Cpu, Kind::Float, trained).unwrap();
+        save_model(&path, &clip, &source).unwrap();
+        let before = fs_err::read(path.join("model.safetensors")).unwrap();
+        tch::no_grad(|| drop(clip.parameters["visual.proj"].shallow_clone().fill_(f64::NAN)));
+        let error = save_model(&path, &clip, &source).unwrap_err();
+        assert!(error.to_string().starts_with("`visual.proj` is not finite any more"), "{error}");
+        assert!(fs_err::read(path.join("model.safetensors")).unwrap() == before);
+    }
 }

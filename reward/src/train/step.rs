@@ -87,7 +87,7 @@ impl Stepper {
             if self.non_finite >= PATIENCE {
                 let what = if loss.is_finite() { "gradient in the backward pass" } else { "loss in the forward pass" };
                 return Err(Error::data(format!("non-finite {what}, {PATIENCE} steps in a row"))
-                    .hint("lower --learning-rate, set --clip-norm 1, or train with --precision fp32; the last checkpoint is good"));
+                    .hint("lower --learning-rate, set --clip-norm 1, or train with --precision fp32"));
             }
             return Ok(Outcome { loss, gradient_norm, applied: false });
         }

@@ -5,6 +5,8 @@ mod clip_folder;
 #[cfg(feature = "torch")]
 mod image_reward;
 mod mutate;
+#[cfg(feature = "torch")]
+mod run;
 mod tables;
 mod text;
 mod weights;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::atomic::Ordering};
 
-use reward::{event::Event, weights::save::replace_file};
+use reward::{event::Event, run::checksums, weights::save::replace_file};
 use serde_json::json;
 
 use super::{Run, denoising};
@@ -32,7 +32,16 @@ impl Run<'_> {
         if self.method.is_none() || self.config.reward_scale == RewardScale::Raw {
             return Ok(());
         }
-        let scales = match scale::read(folder)? {
+        let known = match self.progress.step {
+            // A run that begins finds its own: what is there may be of other prompts.
+            0 => None,
+            _ if !self.progress.scales.is_empty() => Some(self.progress.scales.clone()),
+            _ => scale::read(folder).unwrap_or_else(|error| {
+                self.observer.event(&Event::Warning(&format!("{error}: found again")));
+                None
+            }),
+        };
+        let scales = match known {
             Some(known) => known,
             None => {
                 let images = HeldOut::new(
@@ -51,15 +60,16 @@ impl Run<'_> {
                     scales
                         .insert(weighted.label.clone(), scale::of(&weighted.label, snapshot.measure(&weighted.label))?);
                 }
-                scale::write(folder, &scales)?;
                 scales
             }
         };
+        scale::write(folder, &scales)?;
         for (scale, weighted) in self.objective.scales.iter_mut().zip(&self.parts.rewards) {
             *scale = *scales
                 .get(&weighted.label)
                 .ok_or_else(|| Error::data(format!("{}: no scale of reward `{}`", scale::FILE, weighted.label)))?;
         }
+        self.progress.scales = scales;
         Ok(())
     }
 
@@ -97,7 +107,8 @@ impl Run<'_> {
         replace_file(&path, |partial| Ok(fs_err::write(partial, &png)?))?;
         metrics.image(step, "base above, tuned below", &png, size)?;
         samples::write(&path.with_extension(""), self.config, parts, held_out, &tuned.pixels)?;
-        let best = self.progress.best_composite.is_none_or(|best| comparison.composite > best);
+        let composite = comparison.composite;
+        let best = composite.is_finite() && self.progress.best_composite.is_none_or(|best| composite > best);
         let text = format!(
             "step {step}: held-out reward {:.4}, gain {:+.3} [{:+.3}, {:+.3}], ε-drift {:.2e}{}{}",
             comparison.line["held_out_reward"].as_f64().unwrap_or(f64::NAN),
@@ -114,7 +125,7 @@ impl Run<'_> {
         );
         self.observer.event(&Event::Note(&text));
         if best {
-            self.progress.best_composite = Some(comparison.composite);
+            self.progress.best_composite = Some(composite);
             let path = folder.path().join("best");
             let (models, stepper, progress) = (&parts.models, &self.stepper, &self.progress);
             stepper.with_means(|| saved::checkpoint(&path, models, stepper, progress))?;
@@ -134,7 +145,8 @@ impl Run<'_> {
             best.display()
         );
         self.observer.event(&Event::Warning(&text));
-        saved::weights(&best.join("trained.safetensors"), &self.stepper)?;
+        checksums::verify(&best)?;
+        saved::weights(&best.join(saved::TRAINED), &self.stepper)?;
         self.stepper.ema = None;
         self.finish()
     }

@@ -3,7 +3,7 @@
 mod evaluate;
 
 use std::{
-    path::Path,
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -11,7 +11,12 @@ use std::{
 use reward::{
     event::{Event, Observer, TunedStep},
     native::memory,
-    run::{RunFolder, checkpoints, metrics::Metrics},
+    run::{
+        RunFolder, checkpoints, checksums,
+        inputs::Inputs,
+        metrics::Metrics,
+        resume::{ResumePoint, way_on},
+    },
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -29,7 +34,7 @@ use super::{
     watch::{self, HeldOut, Snapshot},
 };
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Result,
     algorithm::{Algorithm, AlgorithmName, Objective, Scale},
     noise,
     policy::Policy,
@@ -156,11 +161,17 @@ impl<'a> Run<'a> {
     }
 
     /// Brings everything to where training goes on: the checkpoint's state, the rewards' scales, the base model's held-out images.
-    pub(super) fn start(&mut self, resumed: Option<(&Path, Progress)>) -> Result<()> {
+    pub(super) fn start(&mut self, resumed: Option<&ResumePoint<Progress>>, inputs: Inputs) -> Result<()> {
         let Some(folder) = self.folder else { return Ok(()) };
-        if let Some((path, progress)) = resumed {
-            let threads = std::mem::replace(&mut self.progress, progress).threads;
-            saved::load(path, &mut self.stepper)?;
+        if let Some(ResumePoint { folder: checkpoint, progress, .. }) = resumed {
+            let threads = std::mem::replace(&mut self.progress, progress.clone()).threads;
+            saved::load(checkpoint, &mut self.stepper)?;
+            let best = folder.path().join("best");
+            if self.progress.best_composite.is_some() && !(best.is_dir() && checksums::verify(&best).is_ok()) {
+                let text = format!("{} is gone or damaged: the next evaluation takes its place", best.display());
+                self.observer.event(&Event::Warning(&text));
+                self.progress.best_composite = None;
+            }
             if threads != self.progress.threads {
                 let text = format!(
                     "resumed with {threads} threads instead of {}: the last bits will differ",
@@ -169,6 +180,7 @@ impl<'a> Run<'a> {
                 self.observer.event(&Event::Warning(&text));
             }
         }
+        self.progress.inputs = inputs;
         self.progress.checkpointing = self.choice.checkpointing;
         self.metrics = Some(Metrics::open(folder.path(), self.progress.step)?);
         self.observer.event(&Event::Note(&self.describe()));
@@ -202,7 +214,7 @@ impl<'a> Run<'a> {
             }
             let started = Instant::now();
             let rate = config.learning_rate * config.schedule.factor(step, total, config.warmup_steps);
-            let outcome = self.step(step, rate).map_err(|error| at_step(step, &error))?;
+            let outcome = self.step(step, rate).map_err(|error| self.failed(at_step(step, &error)))?;
             self.progress.step = step;
             self.progress.micro = self.stepper.micro;
             self.log(step, rate, &outcome, started.elapsed().as_secs_f64())?;
@@ -282,11 +294,29 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// An error with what is left to go on with.
+    fn failed(&self, error: Error) -> Error {
+        let Some(folder) = self.folder.filter(|_| error.kind() != ErrorKind::Interrupted) else { return error };
+        let Some(hint) = error.hint_text() else { return error.hint(way_on(folder.path())) };
+        let last: Option<PathBuf> =
+            checkpoints::list(folder.path()).ok().and_then(|mut all| all.pop()).map(|(_, path)| path);
+        let good = match (last, self.config.train) {
+            (None, _) => "no checkpoint was written yet".to_owned(),
+            (Some(path), Train::Full) => format!("the last checkpoint is good: {}", path.display()),
+            (Some(path), Train::Lora) => {
+                format!("the last checkpoint is good: `lora = \"{}\"` starts another run from it", path.display())
+            }
+        };
+        let hint = format!("{hint}; {good}");
+        error.hint(hint)
+    }
+
     fn save(&mut self) -> Result<()> {
         let Some(folder) = self.folder else { return Ok(()) };
         self.progress.micro = self.stepper.micro;
-        let path = folder.path().join(format!("checkpoints/step-{}", self.progress.step));
-        saved::checkpoint(&path, &self.parts.models, &self.stepper, &self.progress)?;
+        let path = checkpoints::folder(folder.path(), self.progress.step);
+        saved::checkpoint(&path, &self.parts.models, &self.stepper, &self.progress)
+            .map_err(|error| self.failed(error))?;
         checkpoints::prune(folder.path(), self.config.keep_checkpoints)?;
         self.observer.event(&Event::Saved(&path));
         Ok(())
@@ -295,7 +325,9 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Result<Ended> {
         let Some(folder) = self.folder else { return Ok(Ended::Interrupted { step: self.progress.step }) };
         let (config, source, models) = (self.config, self.source, &self.parts.models);
-        self.stepper.with_means(|| saved::result(folder.path(), config, source, models))?;
+        self.stepper
+            .with_means(|| saved::result(folder.path(), config, source, models))
+            .map_err(|error| self.failed(error))?;
         let name = if config.train == Train::Lora { "lora" } else { "model" };
         Ok(Ended::Finished(folder.path().join(name)))
     }
