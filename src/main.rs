@@ -13,14 +13,12 @@ mod signals;
 
 use std::{panic::catch_unwind, process::ExitCode};
 
-use clap::Parser;
-
-use cli::{Cli, Command, DiffusionCommand, RewardCommand, with_kebab_flags};
+use cli::{Cli, Command, DiffusionCommand, RewardCommand};
 
 fn main() -> ExitCode {
     // libtorch reports errors by panicking; what reaches the user is our error line, not the panic's own output.
     std::panic::set_hook(Box::new(|_| {}));
-    let cli = Cli::parse_from(with_kebab_flags(std::env::args_os()));
+    let cli = cli::parse(std::env::args_os());
     let done = catch_unwind(|| run(cli)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         Err(anyhow::anyhow!("internal error: {}", text.unwrap_or("unknown")))

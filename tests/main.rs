@@ -36,6 +36,7 @@ mod interrupted;
 mod report_browser;
 #[cfg(feature = "torch")]
 mod same_losses;
+mod score_kept;
 #[cfg(feature = "torch")]
 mod shuffled_labels;
 #[cfg(feature = "torch")]

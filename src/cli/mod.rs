@@ -3,11 +3,12 @@
 mod diffusion;
 mod evaluate;
 mod finetune;
+mod help;
 mod reward;
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub(crate) use diffusion::{DiffusionCommand, DiffusionExportArgs, GenerateArgs, VerifyArgs};
 pub(crate) use evaluate::EvaluateArgs;
@@ -83,8 +84,15 @@ pub(crate) struct DoctorArgs {
     pub(crate) json: bool,
 }
 
+/// What was typed; ends the process where that is no command, or help is asked for.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Cli {
+    let mut command = help::fitted(Cli::command());
+    let matches = command.clone().get_matches_from(with_kebab_flags(arguments));
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+}
+
 /// The seed's spelling of long flags (`--training_file`) in ours (`--training-file`).
-pub(crate) fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     let mut flags = true;
     arguments.map(move |argument| {
         let Some(text) = argument.to_str() else { return argument };
@@ -99,8 +107,6 @@ pub(crate) fn with_kebab_flags(arguments: impl Iterator<Item = OsString>) -> imp
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -59,6 +59,19 @@ impl Manifest {
         Self::read_with(Reader { seeds: true, label, ..Reader::new(file) })
     }
 
+    /// The same rows with images whose relative paths start at `root`.
+    pub fn rooted_at(mut self, root: &Path) -> Self {
+        let mut images = DistinctImages::default();
+        for row in &mut self.rows {
+            if matches!(self.images[row.image as usize], ImageSource::File(_)) {
+                row.image = images.file(root, &row.path);
+            } else {
+                row.image = images.other(&self.images[row.image as usize]);
+            }
+        }
+        Self { images: images.sources, ..self }
+    }
+
     fn read_with(mut reader: Reader) -> Result<Self> {
         let file = reader.file;
         match file.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
@@ -212,6 +225,15 @@ mod tests {
             assert_eq!(manifest.rows, [row(0, 0, "a.png"), row(1, 1, "sub/b.png"), row(0, 0, "a.png")], "{name}");
             assert_eq!(manifest.images[1].label(), format!("{TABLES}/sub/b.png"), "{name}");
         }
+    }
+
+    #[test]
+    fn relative_paths_start_at_another_root() {
+        let manifest = Manifest::read(&Path::new(TABLES).join("manifest.csv")).unwrap().rooted_at(Path::new("/data"));
+        let labels: Vec<_> = manifest.images.iter().map(ImageSource::label).collect();
+        assert_eq!(labels, ["/data/a.png", "/data/sub/b.png"]);
+        let images: Vec<_> = manifest.rows.iter().map(|row| (row.image, row.path.as_str())).collect();
+        assert_eq!(images, [(0, "a.png"), (1, "sub/b.png"), (0, "a.png")]);
     }
 
     #[test]

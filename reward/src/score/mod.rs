@@ -3,10 +3,14 @@
 
 #[cfg(feature = "torch")]
 mod fast;
+pub mod first_look;
+pub mod parts;
 pub mod portable;
 #[cfg(feature = "torch")]
 pub mod reward;
+pub mod rows;
 pub mod spec;
+pub mod table;
 
 use std::{
     ops::Range,
@@ -86,7 +90,10 @@ pub fn embed(
         table.set_prompts(indexes, &embeddings);
     })?;
     let all: Vec<&ImageSource> = images.iter().collect();
-    embed_images(engine, &all, options, observer, stop, |indexes, embeddings| table.set_images(indexes, &embeddings))?;
+    embed_images(engine, &all, options, observer, stop, |indexes, embeddings| {
+        table.set_images(indexes, &embeddings);
+        Ok(())
+    })?;
     Ok(table)
 }
 
@@ -100,6 +107,20 @@ pub fn embed_prompts(
     options: &EmbedOptions,
     observer: &dyn Observer,
     stop: &AtomicBool,
+    each: impl FnMut(&[u32], Vec<Vec<f32>>),
+) -> Result<()> {
+    embed_needed_prompts(engine, prompts, &|_| true, options, observer, stop, each)
+}
+
+/// As [`embed_prompts`], but without the passes that have no prompt that is `needed`. A pass has the same prompts, whichever
+/// are needed, so that their embeddings are the same to the bit.
+fn embed_needed_prompts(
+    engine: &dyn Engine,
+    prompts: &[Tokens],
+    needed: &dyn Fn(u32) -> bool,
+    options: &EmbedOptions,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
     mut each: impl FnMut(&[u32], Vec<Vec<f32>>),
 ) -> Result<()> {
     // Prompts of like length share a pass: text is cut at the longest.
@@ -107,6 +128,9 @@ pub fn embed_prompts(
     by_length.sort_by_key(|prompt| prompts[*prompt as usize].ids.len());
     for (pass, chunk) in by_length.chunks(options.batch_size).enumerate() {
         interrupted(stop)?;
+        if !chunk.iter().any(|prompt| needed(*prompt)) {
+            continue;
+        }
         let tokens: Vec<&Tokens> = chunk.iter().map(|prompt| &prompts[*prompt as usize]).collect();
         each(chunk, engine.texts(&tokens)?);
         let done = (pass + 1).saturating_mul(options.batch_size).min(prompts.len());
@@ -118,14 +142,14 @@ pub fn embed_prompts(
 /// Embeds images, a pass at a time, and hands on indexes and unit embeddings; images that could not be read are left out.
 ///
 /// # Errors
-/// As those of [`embed`].
+/// As those of [`embed`], or what `each` says.
 pub fn embed_images(
     engine: &dyn Engine,
     images: &[&ImageSource],
     options: &EmbedOptions,
     observer: &dyn Observer,
     stop: &AtomicBool,
-    mut each: impl FnMut(&[u32], Vec<Vec<f32>>),
+    mut each: impl FnMut(&[u32], Vec<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
     let size = engine.config().image_size as u32;
     let truncated = AtomicUsize::new(0);
@@ -156,7 +180,7 @@ pub fn embed_images(
             }
             if !pictures.is_empty() {
                 let pictures: Vec<&[u8]> = pictures.iter().map(Vec::as_slice).collect();
-                each(&indexes, engine.images(&pictures)?);
+                each(&indexes, engine.images(&pictures)?)?;
             }
             observer.event(&Event::Progress { phase: "images", done: pass.end, total: images.len() });
         }
