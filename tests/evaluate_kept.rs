@@ -104,3 +104,61 @@ fn a_stopped_run_goes_on_where_it_was() {
     assert!((400..800).contains(&kept), "{kept}");
     assert_eq!(counts(&work.run(&command)), [800, 800 - kept]);
 }
+
+/// README's own two commands, in one folder, and a table of the user's own.
+#[test]
+fn a_table_that_evaluate_did_not_write_stays() {
+    let work = two_sets();
+    let score = "reward score --model random:tiny --device cpu --manifest tuned/set.csv --output tuned/scores.parquet";
+    work.run(score).succeeds();
+    let theirs = work.bytes("tuned/scores.parquet");
+    let command = format!("{EVALUATE} --images tuned/set.csv");
+    let wanted = ["tuned/scores.parquet is no table that evaluate wrote", "it has the columns path, prompt, score"];
+    work.run(&command).fails(1, &wanted).hints("--output DIR");
+    assert!(work.bytes("tuned/scores.parquet") == theirs);
+    assert_eq!(counts(&work.run(&format!("{command} --output elsewhere"))), [12, 12]);
+    // The other way round: score does not write over evaluate's.
+    let other = score.replace("--output tuned", "--output elsewhere");
+    work.run(&other).fails(1, &["elsewhere/scores.parquet is there already"]).hints("--output");
+    assert_eq!(counts(&work.run(&format!("{command} --output elsewhere"))), [12, 0]);
+}
+
+/// What cannot be written is found before an image is read, of which one is broken here.
+#[test]
+fn places_are_checked_before_images() {
+    let work = two_sets();
+    work.write("tuned/0-0.png", "no picture");
+    work.write("page.html", "<html>mine</html>");
+    std::os::unix::fs::symlink("away", work.path("dangling")).unwrap();
+    let command = format!("{EVALUATE} --images tuned/set.csv");
+    for (flags, wanted, hint) in [
+        ("--output /proc/x", "/proc/x", "--output"),
+        ("--output page.html", "page.html cannot be written to: it is a file", "--output"),
+        ("--output dangling", "dangling is a link to away, which does not exist", "link"),
+        ("--report /proc/x/r.html", "/proc/x/r.html", "--report"),
+        ("--report tuned", "tuned cannot be written: it is a folder", "--report"),
+        ("--report dangling", "dangling is a link to away, which does not exist", "link"),
+        ("--report page.html", "page.html is there already and is no report of evaluate", "--report"),
+    ] {
+        work.run(&format!("{command} {flags}")).fails(1, &[wanted]).hints(hint);
+    }
+    assert_eq!(work.text("page.html"), "<html>mine</html>");
+    assert!(!work.path("tuned/scores.parquet").exists());
+}
+
+#[test]
+fn two_at_once_are_both_in_the_table() {
+    let work = two_sets();
+    std::thread::scope(|scope| {
+        for metric in ["social-reward", "clip-score"] {
+            let work = &work;
+            let metrics = format!("evaluate --device cpu --metrics {metric}=random:tiny --images tuned/set.csv");
+            scope.spawn(move || {
+                work.run(&metrics).succeeds();
+            });
+        }
+    });
+    let both =
+        "evaluate --device cpu --metrics social-reward=random:tiny,clip-score=random:tiny --images tuned/set.csv";
+    assert_eq!(counts(&work.run(both)), [24, 0]);
+}

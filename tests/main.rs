@@ -38,6 +38,7 @@ mod model_files;
 mod report_browser;
 #[cfg(feature = "torch")]
 mod same_losses;
+mod score_kept;
 #[cfg(feature = "torch")]
 mod shuffled_labels;
 #[cfg(feature = "torch")]

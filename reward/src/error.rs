@@ -57,6 +57,13 @@ impl Error {
         self
     }
 
+    /// Says `name` wherever its message said `temporary`: a file has a temporary name while it is written.
+    #[must_use]
+    pub(crate) fn renamed(mut self, temporary: &str, name: &str) -> Self {
+        self.message = self.message.replace(temporary, name);
+        self
+    }
+
     /// Who has to act.
     pub fn kind(&self) -> ErrorKind {
         self.kind

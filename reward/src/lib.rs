@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod native;
 #[cfg(feature = "torch")]
 pub mod optim;
+pub mod output;
 pub mod run;
 pub mod score;
 pub mod seed;

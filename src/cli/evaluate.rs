@@ -23,10 +23,16 @@ same prompt and seed; without seeds, the same place among the images of their pr
 images.parquet or captions.csv means all of these sets, such as the samples of a fine-tuning run, but for the baseline.
 
 scores.parquet is written after each metric, and with what is known when a run is stopped or fails; what it has is not
-computed again.
+computed again, and evaluations at the same time add to one table. A file of that name that evaluate did not write stays: --output
+names another folder.
 
-Metrics: social-reward=PATH (a CLIP: folder, state dict, hub id or random:tiny); saturation, contrast, edge-density; diversity,
-and against a baseline fid-clip and kid-clip (with the CLIP of --clip, else of the first metric that has one).")]
+Metrics with weights, NAME=PATH: social-reward and clip-score (a CLIP: folder, state dict, hub id or random:tiny), pick-score,
+hps-v2, hps-v2.1, image-reward (a folder), and aesthetic (a head; needs --clip).
+
+Metrics of pixels: saturation, contrast, edge-density, colour-entropy.
+
+Metrics by embeddings of --clip, else of the first metric that has a CLIP: diversity and, against a baseline, fid-clip and
+kid-clip.")]
 pub(crate) struct EvaluateArgs {
     /// Images to judge: images.parquet, a CSV or JSONL manifest, a folder with captions, or a folder of such folders; several are
     /// each compared with the baseline
@@ -43,7 +49,7 @@ pub(crate) struct EvaluateArgs {
     #[arg(long, value_name = "NAME[=PATH],…", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) metrics: Vec<String>,
-    /// CLIP that diversity, fid-clip and kid-clip are measured with
+    /// CLIP that diversity, fid-clip and kid-clip are measured with, and that the head of aesthetic stands on
     #[arg(long, value_name = "CKPT")]
     pub(crate) clip: Option<String>,
     /// Overrides the activation of the CLIPs of social-reward, clip-score and --clip

@@ -3,6 +3,7 @@
 mod diffusion;
 mod evaluate;
 mod finetune;
+mod help;
 mod numbers;
 mod reward;
 
@@ -93,7 +94,7 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Cli {
 }
 
 fn tried(arguments: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let mut command = numbers::ranged(Cli::command());
+    let mut command = help::fitted(numbers::ranged(Cli::command()));
     let arguments: Vec<OsString> = arguments.collect();
     if let Some(argument) = arguments.iter().find(|argument| argument.to_str().is_none()) {
         let named = argument.as_encoded_bytes().escape_ascii();

@@ -220,7 +220,11 @@ pub(crate) struct ValidateArgs {
   social-reward reward score --model OUT/best --manifest images.parquet --output scores.parquet
 
 A manifest (parquet, CSV, TSV, JSON or JSONL, or a glob or folder of them) has columns prompt and path; paths are relative
-to the folder of each file.")]
+to the folder of each file, or to --image-root. Its other columns are in --output too. Where --output is the manifest itself,
+the column score is added to it.
+
+What is scored is kept in OUTPUT.parts on the way, however the run ends: the same command goes on from there. A file that score
+did not write is not written over.")]
 pub(crate) struct ScoreArgs {
     /// Model: CLIP folder, state dict, hub id or random:NAME
     #[arg(long, value_name = "CKPT")]
@@ -235,7 +239,7 @@ pub(crate) struct ScoreArgs {
     /// Table of prompts and images to score
     #[arg(long, value_name = "FILE")]
     pub(crate) manifest: Option<PathBuf>,
-    /// Write path, prompt and score here (.parquet, .csv or .jsonl)
+    /// Write path, prompt, score and the other columns of --manifest here (.parquet, .csv or .jsonl)
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Images per pass [default: 32]
@@ -261,7 +265,9 @@ pub(crate) struct ScoreArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:
   social-reward reward export --model classifier_checkpoint.pth --format hf --output clip-folder
-  social-reward reward export --model OUT/best --format openai --output social-reward.safetensors")]
+  social-reward reward export --model OUT/best --format openai --output social-reward.safetensors
+
+Nothing is written over: --output is a new file or a new or empty folder.")]
 pub(crate) struct ExportArgs {
     /// Model: CLIP folder, state dict, hub id or random:NAME
     #[arg(long, value_name = "CKPT")]

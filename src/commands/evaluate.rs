@@ -1,6 +1,6 @@
 //! `social-reward evaluate`.
 
-use std::{fmt::Write, path::Path, process::ExitCode};
+use std::{fmt::Write, process::ExitCode};
 
 use anyhow::Result;
 use reward::{
@@ -13,6 +13,7 @@ use reward::{
         scores::Store,
         summary::{MetricSummary, Slice, Summary, agreement, per_prompt},
     },
+    output,
     score::EmbedOptions,
     weights::OpenOptions,
 };
@@ -32,10 +33,17 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
     let options = options(&settings)?;
     options.check(settings.baseline.is_some())?;
     let (stop, progress) = (signals::listen()?, Progress::new());
+    if let Some(path) = &settings.report {
+        report::check(path)?;
+    }
     let sets = ImageSets::read(&settings.images, settings.baseline.as_deref(), settings.slice_by.as_deref())?;
     let folder = settings.output.as_deref().unwrap_or(&sets.folder);
-    fs_err::create_dir_all(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?;
-    let mut store = Store::open(&folder.join("scores.parquet"));
+    let way_out = match settings.output {
+        None => "scores go into the folder of the images: --output DIR names another one",
+        Some(_) => "give an --output that you may write to",
+    };
+    output::check_folder(folder, way_out)?;
+    let mut store = Store::open(&folder.join("scores.parquet"))?;
     let options = Options { device: commands::device(settings.device, settings.threads), ..options };
     let evaluation = evaluate(&sets, &options, &mut store, &progress, &stop)?;
     let (scores, table) = (store.rows.len(), store.path().display());

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use reward::{
-    Error,
+    Error, output,
+    run::checkpoints::replace_folder,
     weights::{
         Checkpoint,
         layout::Layout,
@@ -26,11 +27,14 @@ pub(crate) fn run(arguments: &ExportArgs) -> Result<ExitCode> {
             .hint("in Python: torch.save(safetensors.torch.load_file(path), \"checkpoint.pth\") makes a .pth of it")
             .into());
     }
+    output::check_new(output)?;
     let checkpoint = Checkpoint::open(&arguments.model, arguments.common.open_options()?)?;
     checkpoint.announce(&Progress::new());
     let read = |name: &str, shape: &[usize]| checkpoint.read(name, shape);
     match arguments.format {
-        ExportFormat::Hf => hugging_face_folder(output, &checkpoint.config, &read)?,
+        // A folder that is there is filled: it may be somebody's current one.
+        ExportFormat::Hf if output.is_dir() => hugging_face_folder(output, &checkpoint.config, &read)?,
+        ExportFormat::Hf => replace_folder(output, |partial| hugging_face_folder(partial, &checkpoint.config, &read))?,
         ExportFormat::Openai | ExportFormat::OpenClip => state_dict(output, &checkpoint.config, Layout::OpenAi, &read)?,
     }
     commands::print(&output.display().to_string())?;

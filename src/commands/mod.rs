@@ -13,14 +13,20 @@ use std::{io::Write, num::NonZeroUsize};
 use anyhow::Result;
 use reward::{
     Error,
-    clip::config::{Activation, ClipConfig},
+    clip::{
+        config::{Activation, ClipConfig},
+        tokenizer::Tokens,
+    },
     data::{image::DecodeOptions, preflight::OnBadImage},
     device::DeviceName,
     score::EmbedOptions,
     weights::OpenOptions,
 };
 
-use crate::cli::{CommonArgs, ImageArgs};
+use crate::{
+    cli::{CommonArgs, ImageArgs},
+    progress::Progress,
+};
 
 /// Writes data to stdout. A reader that has gone is no error.
 pub(crate) fn print(text: &str) -> Result<()> {
@@ -52,6 +58,14 @@ pub(crate) fn activation(name: Option<&str>) -> Result<Option<Activation>> {
     }
 }
 
+/// Says how many prompts are longer than the model reads.
+pub(crate) fn warn_of_cut_prompts(tokens: &[Tokens], progress: &Progress) {
+    let cut = tokens.iter().filter(|tokens| tokens.truncated).count();
+    if cut > 0 {
+        progress.line(&format!("warning: {cut} prompt(s) are longer than the model reads and were cut"));
+    }
+}
+
 impl CommonArgs {
     pub(crate) fn open_options(&self) -> Result<OpenOptions<'_>> {
         let (activation, weights) = (activation(self.activation.as_deref())?, self.weights.as_deref());
@@ -60,22 +74,32 @@ impl CommonArgs {
 }
 
 impl ImageArgs {
+    /// How images are decoded, but for [`DecodeOptions::fast_for`].
+    pub(crate) fn decode_options(&self) -> DecodeOptions {
+        let default = DecodeOptions::default();
+        DecodeOptions {
+            max_pixels: self.max_pixels.unwrap_or(default.max_pixels),
+            exif_rotate: self.exif_rotate.unwrap_or(false),
+            ..default
+        }
+    }
+
+    pub(crate) fn on_bad_image(&self) -> Result<OnBadImage> {
+        match self.on_bad_image.as_deref() {
+            None | Some("stop") => Ok(OnBadImage::Stop),
+            Some("skip") => Ok(OnBadImage::Skip),
+            Some(other) => Err(Error::usage(format!("on_bad_image `{other}`: want stop or skip")).into()),
+        }
+    }
+
     pub(crate) fn embed_options(&self, batch_size: Option<usize>, clip: &ClipConfig) -> Result<EmbedOptions> {
         let batch_size = batch_size.unwrap_or(32);
         if batch_size == 0 {
             return Err(Error::usage("batch_size = 0: want at least 1").into());
         }
-        let default = DecodeOptions::default();
-        let decode = DecodeOptions {
-            max_pixels: self.max_pixels.unwrap_or(default.max_pixels),
-            exif_rotate: self.exif_rotate.unwrap_or(false),
-            fast_for: self.fast_decode.unwrap_or(false).then_some(clip.image_size as u32),
-        };
-        let on_bad_image = match self.on_bad_image.as_deref() {
-            None | Some("stop") => OnBadImage::Stop,
-            Some("skip") => OnBadImage::Skip,
-            Some(other) => return Err(Error::usage(format!("on_bad_image `{other}`: want stop or skip")).into()),
-        };
+        let fast_for = self.fast_decode.unwrap_or(false).then_some(clip.image_size as u32);
+        let decode = DecodeOptions { fast_for, ..self.decode_options() };
+        let on_bad_image = self.on_bad_image()?;
         let workers = self.num_workers.unwrap_or_else(reward::threads::usable);
         Ok(EmbedOptions { batch_size, workers, decode, on_bad_image })
     }

@@ -1,22 +1,26 @@
 //! `social-reward reward score`.
 
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use parquet::{
-    data_type::{ByteArray, ByteArrayType, FloatType},
-    file::{properties::WriterProperties, writer::SerializedFileWriter},
-    schema::parser::parse_message_type,
-};
+use anyhow::Result;
 use reward::{
     Error,
     clip::tokenizer::{Tokenizer, Tokens},
     data::{
+        image::DecodeOptions,
         manifest::{Manifest, ManifestRow},
         source::ImageSource,
     },
-    score::{embed, engine},
-    weights::{Checkpoint, save::replace_file},
+    device::DeviceName,
+    output,
+    score::{
+        EmbedOptions, engine,
+        first_look::look,
+        parts::{Model, Parts},
+        rows::Rows,
+        table::{Format, ScoreTable},
+    },
+    weights::Checkpoint,
 };
 use serde::Serialize;
 
@@ -24,9 +28,9 @@ use crate::{cli::ScoreArgs, commands, progress::Progress, settings::layered, sig
 
 /// One line of the answer.
 #[derive(Serialize)]
-struct Scored {
-    path: String,
-    prompt: String,
+struct Scored<'a> {
+    path: &'a str,
+    prompt: &'a str,
     score: Option<f32>,
 }
 
@@ -36,47 +40,70 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
         return Err(Error::usage("--model is missing").hint("a CLIP folder, a state dict or a hub id").into());
     };
     if let Some(output) = &settings.output {
-        format_of(output)?;
+        if Format::of(output).is_none() {
+            let wrong = format!("--output {}: want a name that ends in .parquet, .csv or .jsonl", output.display());
+            return Err(Error::usage(wrong).into());
+        }
+        output::check_file(output, "give an --output that you may write to")?;
     }
-    let manifest = match (&settings.prompt, &settings.manifest) {
+    let (stop, progress) = (signals::listen()?, Progress::new());
+    let manifest = asked(&settings)?;
+    let source = settings.manifest.as_deref();
+    let table = settings.output.as_deref().map(|output| ScoreTable::new(output, &manifest, source)).transpose()?;
+
+    // All images before a model is looked for, which may be a download.
+    let decode = settings.images.decode_options();
+    let stamps = look(&manifest.images, decode.max_pixels, settings.images.on_bad_image()?, &progress, &stop)?;
+    let checkpoint = Checkpoint::open(model, settings.common.open_options()?)?;
+    let options = settings.images.embed_options(settings.batch_size, &checkpoint.config)?;
+    checkpoint.announce(&progress);
+    let encode = |prompt: &String| Tokenizer::openai().encode(prompt, checkpoint.config.context_length);
+    let tokens: Vec<Tokens> = manifest.prompts.iter().map(encode).collect();
+    commands::warn_of_cut_prompts(&tokens, &progress);
+
+    let device = commands::device(settings.common.device, settings.common.threads);
+    let computed = described(model, &checkpoint, &options, device, settings.common.seed.unwrap_or(0))?;
+    let mut parts = match &settings.output {
+        Some(output) => Some(Parts::of(output, Model { files: checkpoint.files(), settings: &computed })?),
+        None => None,
+    };
+    let rows = Rows::new(&manifest, &tokens, &stamps);
+    let scores = rows.score(|| engine(&checkpoint, device), &options, parts.as_mut(), &progress, &stop)?;
+
+    if let (Some(output), Some(table)) = (&settings.output, &table) {
+        table.write(&scores, &progress)?;
+        parts.map_or(Ok(()), Parts::remove)?;
+        let without = scores.iter().filter(|score| score.is_none()).count();
+        let more = if without > 0 { format!(", {without} row(s) without one") } else { String::new() };
+        progress.line(&format!("{} scores in {}{more}", scores.len() - without, output.display()));
+    }
+    let scored = manifest.rows.iter().zip(scores);
+    if arguments.json {
+        let prompt = |row: &ManifestRow| manifest.prompts[row.prompt as usize].as_str();
+        let scored = scored.map(|(row, score)| Scored { path: &row.path, prompt: prompt(row), score });
+        commands::print(&serde_json::to_string_pretty(&scored.collect::<Vec<_>>())?)?;
+    } else if settings.output.is_none() {
+        let line = |(row, score): (&ManifestRow, Option<f32>)| {
+            format!("{}\t{}", score.map_or("-".to_owned(), |score| format!("{score:.6}")), row.path)
+        };
+        commands::print(&scored.map(line).collect::<Vec<_>>().join("\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The rows to score.
+fn asked(settings: &ScoreArgs) -> Result<Manifest> {
+    let asked = match (&settings.prompt, &settings.manifest) {
         (_, Some(manifest)) => Manifest::read(manifest)?,
         (Some(prompt), None) => of_images(prompt, &settings.image),
         (None, None) => {
             return Err(Error::usage("nothing to score").hint("--prompt TEXT IMAGE… or --manifest FILE").into());
         }
     };
-    let (stop, progress) = (signals::listen()?, Progress::new());
-    let checkpoint = Checkpoint::open(model, settings.common.open_options()?)?;
-    let options = settings.images.embed_options(settings.batch_size, &checkpoint.config)?;
-    checkpoint.announce(&progress);
-    let tokens: Vec<Tokens> = manifest
-        .prompts
-        .iter()
-        .map(|prompt| Tokenizer::openai().encode(prompt, checkpoint.config.context_length))
-        .collect();
-    let engine = engine(&checkpoint, commands::device(settings.common.device, settings.common.threads))?;
-    let table = embed(&*engine, &manifest.images, &tokens, &options, &progress, &stop)?;
-    let scored: Vec<Scored> = manifest
-        .rows
-        .iter()
-        .map(|row| Scored {
-            path: row.path.clone(),
-            prompt: manifest.prompts[row.prompt as usize].clone(),
-            score: table.score(row.prompt, row.image),
-        })
-        .collect();
-    if let Some(output) = &settings.output {
-        write(output, &scored)?;
-        progress.line(&format!("{} scores in {}", scored.len(), output.display()));
-    }
-    if arguments.json {
-        commands::print(&serde_json::to_string_pretty(&scored)?)?;
-    } else if settings.output.is_none() {
-        let line =
-            |row: &Scored| format!("{}\t{}", row.score.map_or("-".to_owned(), |score| format!("{score:.6}")), row.path);
-        commands::print(&scored.iter().map(line).collect::<Vec<_>>().join("\n"))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(match &settings.images.image_root {
+        Some(root) => asked.rooted_at(root),
+        None => asked,
+    })
 }
 
 fn of_images(prompt: &str, images: &[String]) -> Manifest {
@@ -94,60 +121,20 @@ fn of_images(prompt: &str, images: &[String]) -> Manifest {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Format {
-    Parquet,
-    Csv,
-    JsonLines,
-}
-
-fn format_of(path: &Path) -> Result<Format> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("parquet") => Ok(Format::Parquet),
-        Some("csv") => Ok(Format::Csv),
-        Some("jsonl") => Ok(Format::JsonLines),
-        _ => {
-            Err(Error::usage(format!("--output {}: want a name that ends in .parquet, .csv or .jsonl", path.display()))
-                .into())
-        }
-    }
-}
-
-fn write(path: &Path, rows: &[Scored]) -> Result<()> {
-    let format = format_of(path)?;
-    let contents = match format {
-        Format::Parquet => as_parquet(rows).context("scores as parquet")?,
-        Format::Csv => {
-            let mut writer = csv::Writer::from_writer(Vec::new());
-            rows.iter().try_for_each(|row| writer.serialize(row))?;
-            writer.into_inner()?
-        }
-        Format::JsonLines => {
-            let lines: Result<Vec<_>, _> = rows.iter().map(serde_json::to_string).collect();
-            (lines?.join("\n") + "\n").into_bytes()
-        }
-    };
-    Ok(replace_file(path, |partial| Ok(fs_err::write(partial, contents)?))?)
-}
-
-fn as_parquet(rows: &[Scored]) -> Result<Vec<u8>> {
-    let schema =
-        "message scores { required binary path (STRING); required binary prompt (STRING); optional float score; }";
-    let schema = Arc::new(parse_message_type(schema)?);
-    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::default()))?;
-    let mut group = file.next_row_group()?;
-    let texts: [fn(&Scored) -> &str; 2] = [|row| &row.path, |row| &row.prompt];
-    for text in texts {
-        let values: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(text(row))).collect();
-        let mut column = group.next_column()?.context("the schema has this column")?;
-        column.typed::<ByteArrayType>().write_batch(&values, None, None)?;
-        column.close()?;
-    }
-    let scores: Vec<f32> = rows.iter().filter_map(|row| row.score).collect();
-    let levels: Vec<i16> = rows.iter().map(|row| i16::from(row.score.is_some())).collect();
-    let mut column = group.next_column()?.context("the schema has this column")?;
-    column.typed::<FloatType>().write_batch(&scores, Some(&levels), None)?;
-    column.close()?;
-    group.close()?;
-    Ok(file.into_inner()?)
+/// What scores depend on beside the weights and the rows.
+fn described(
+    model: &str,
+    checkpoint: &Checkpoint,
+    options: &EmbedOptions,
+    device: DeviceName,
+    seed: u64,
+) -> Result<String> {
+    #[cfg(feature = "torch")]
+    let device = if device.resolve()?.is_cuda() { "libtorch, CUDA" } else { "libtorch, CPU" };
+    #[cfg(not(feature = "torch"))]
+    let device = format!("candle, {device}");
+    let DecodeOptions { max_pixels: _, exif_rotate, fast_for } = options.decode;
+    let random = if checkpoint.files().is_empty() { format!("{model} seed {seed}") } else { String::new() };
+    let config = &checkpoint.config;
+    Ok(format!("{device}; {config:?}; exif_rotate {exif_rotate}, fast_decode {}; {random}", fast_for.is_some()))
 }

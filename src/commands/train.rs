@@ -17,6 +17,10 @@ pub(crate) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
 
     let config: TrainConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
+    // A link that leads nowhere is named before anything is read.
+    if let Some(folder) = &config.save_folder {
+        reward::output::followed(folder)?;
+    }
     commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());
     match train(&config, arguments.resume, &progress, &stop)? {

@@ -33,10 +33,7 @@ pub(crate) fn run(arguments: &ValidateArgs) -> Result<ExitCode> {
         .iter()
         .map(|prompt| Tokenizer::openai().encode(prompt, checkpoint.config.context_length))
         .collect();
-    let truncated = tokens.iter().filter(|tokens| tokens.truncated).count();
-    if truncated > 0 {
-        progress.line(&format!("warning: {truncated} prompt(s) are longer than the model reads and were cut"));
-    }
+    commands::warn_of_cut_prompts(&tokens, &progress);
     let engine = engine(&checkpoint, commands::device(settings.common.device, settings.common.threads))?;
     let table = embed(&*engine, &triplets.images, &tokens, &options, &progress, &stop)?;
     let validation = table.validation(&triplets, &tokens, settings.common.seed.unwrap_or(0))?;

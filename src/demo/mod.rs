@@ -27,8 +27,9 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     if let Some(images) = &arguments.truth {
         return pipeline::truth(images, &arguments.output.join("base"));
     }
-    if arguments.data_only.is_none() {
-        check(&arguments.output)?;
+    match &arguments.data_only {
+        None => check(&arguments.output)?,
+        Some(folder) => check_data(folder)?,
     }
     let progress = Progress::new();
     let folder = arguments.data_only.clone().unwrap_or_else(|| arguments.output.join("data"));
@@ -59,6 +60,18 @@ fn check(output: &Path) -> Result<()> {
         return Err(error.hint("--output DIR names a new folder, or one of an earlier demo").into());
     }
     Ok(())
+}
+
+/// Tables of somebody else stay; those of earlier toy data have their pictures beside them.
+fn check_data(folder: &Path) -> Result<()> {
+    let names = ["train.parquet", "validation.parquet", "test.parquet"];
+    let there = names.into_iter().find(|name| folder.join(name).exists());
+    match there.filter(|_| !folder.join("images/train").is_dir()) {
+        None => Ok(()),
+        Some(name) => Err(Error::data(format!("{} holds {name}, which is no toy data", folder.display()))
+            .hint("--data-only DIR names a new folder, or one of earlier toy data")
+            .into()),
+    }
 }
 
 fn portable() -> Error {

@@ -6,7 +6,7 @@ mod curves;
 mod figures;
 mod picture;
 
-use std::{fmt::Write, path::Path};
+use std::{fmt::Write, io::Read, path::Path};
 
 use anyhow::Result;
 use reward::{
@@ -15,6 +15,7 @@ use reward::{
         Evaluation,
         summary::{agreement, per_prompt},
     },
+    output,
     weights::save::replace_file,
 };
 
@@ -25,6 +26,31 @@ use self::{
 use crate::cli::EvaluateArgs;
 
 const TEMPLATE: &str = include_str!("report.html");
+
+/// Bytes of a file that are looked at to tell whether it is a report.
+const HEAD: usize = 256;
+
+/// Refuses a place that cannot be written, or where something is that is no report.
+///
+/// # Errors
+/// As said; or what is there cannot be read.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    let way_out = "give a --report that you may write to";
+    output::check_file(path, way_out)?;
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut head = Vec::new();
+    fs_err::File::open(path)?.take(HEAD as u64).read_to_end(&mut head)?;
+    // Reports begin alike up to their title.
+    let ours = TEMPLATE.split("{{").next().unwrap_or_default();
+    let ours = &ours.as_bytes()[..ours.len().min(HEAD)];
+    if head.is_empty() || head.starts_with(ours) {
+        return Ok(());
+    }
+    let wrong = format!("{} is there already and is no report of evaluate: it stays as it is", path.display());
+    Err(reward::Error::data(wrong).hint("give another --report, or move the file away").into())
+}
 
 /// Writes the report and gives the number of pictures in it.
 ///
@@ -213,6 +239,22 @@ mod tests {
     fn what_is_filled_in_is_not_filled_again() {
         let parts = [("a", "{{b}}".to_owned()), ("b", "2".to_owned())];
         assert_eq!(filled("x{{a}}y{{b}}z {{c}} }}", &parts), "x{{b}}y2z c}} }}");
+    }
+
+    #[test]
+    fn a_page_of_somebody_else_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.html");
+        check(&path).unwrap();
+        fs_err::write(&path, TEMPLATE.replace("{{title}}", "base")).unwrap();
+        check(&path).unwrap();
+        fs_err::write(&path, "").unwrap();
+        check(&path).unwrap();
+        fs_err::write(&path, "<!doctype html>\n<html lang=\"en\">\n<title>My page</title>").unwrap();
+        let error = check(&path).unwrap_err().to_string();
+        assert!(error.ends_with("r.html is there already and is no report of evaluate: it stays as it is"), "{error}");
+        check(&folder.path().join("new/r.html")).unwrap();
+        check(folder.path()).unwrap_err();
     }
 
     #[test]

@@ -73,6 +73,11 @@ impl Table {
         own.chain(self.partitions.iter().map(|(name, _)| name)).cloned().collect()
     }
 
+    /// The names of the file's columns.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.builder.schema().fields().iter().map(|field| field.name().clone()).collect()
+    }
+
     /// The first of `wanted` that the file has.
     pub(crate) fn require<'a>(&self, wanted: &[&'a str]) -> Result<&'a str> {
         let names = self.names();
@@ -122,7 +127,7 @@ fn no_other(path: &Path, file: &std::fs::File) -> Result<()> {
 }
 
 /// Runs a step of the parquet reader, which panics on some damaged pages.
-fn guarded<T, E: Display>(path: &Path, step: impl FnOnce() -> Result<T, E>) -> Result<T> {
+pub(crate) fn guarded<T, E: Display>(path: &Path, step: impl FnOnce() -> Result<T, E>) -> Result<T> {
     let why = match catch_unwind(AssertUnwindSafe(step)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.to_string(),
@@ -199,7 +204,7 @@ pub(crate) fn labels(path: &Path, batch: &RecordBatch, name: &str) -> Result<Vec
 /// The columns, but for `prompt` and `path`, whose cells are all the same, with that value.
 pub(crate) fn constants(path: &Path) -> Result<BTreeMap<String, String>> {
     let table = Table::open(path)?;
-    let names: Vec<String> = table.builder.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let names = table.names();
     let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| !["prompt", "path"].contains(name)).collect();
     let mut found: BTreeMap<String, Option<String>> = BTreeMap::new();
     let mut varying = BTreeSet::new();

@@ -63,6 +63,14 @@ impl DistinctImages {
         })
     }
 
+    /// The index of an image that is known from elsewhere.
+    pub(crate) fn other(&mut self, image: &ImageSource) -> u32 {
+        *self.index.entry(image.identity()).or_insert_with(|| {
+            self.sources.push(image.clone());
+            self.sources.len() as u32 - 1
+        })
+    }
+
     /// The index of an embedded image; new content is written to the temporary file.
     pub(crate) fn embedded(&mut self, bytes: &[u8], cell: &Cell) -> Result<u32> {
         let content = blake3::hash(bytes);

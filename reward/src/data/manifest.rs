@@ -79,6 +79,19 @@ impl Manifest {
         Self::read_as(file, Reading::labelled(label))
     }
 
+    /// The same rows with images whose relative paths start at `root`.
+    pub fn rooted_at(mut self, root: &Path) -> Self {
+        let mut images = DistinctImages::default();
+        for row in &mut self.rows {
+            if matches!(self.images[row.image as usize], ImageSource::File(_)) {
+                row.image = images.file(root, &row.path);
+            } else {
+                row.image = images.other(&self.images[row.image as usize]);
+            }
+        }
+        Self { images: images.sources, ..self }
+    }
+
     pub(super) fn read_as(file: &Path, reading: Reading) -> Result<Self> {
         let Reading { prompt, path, seeds, label } = reading;
         let label = label.map(|label| [label]);
@@ -131,6 +144,15 @@ mod tests {
             assert_eq!(manifest.rows, [row(0, 0, "a.png"), row(1, 1, "sub/b.png"), row(0, 0, "a.png")], "{name}");
             assert_eq!(manifest.images[1].label(), format!("{TABLES}/sub/b.png"), "{name}");
         }
+    }
+
+    #[test]
+    fn relative_paths_start_at_another_root() {
+        let manifest = Manifest::read(&Path::new(TABLES).join("manifest.csv")).unwrap().rooted_at(Path::new("/data"));
+        let labels: Vec<_> = manifest.images.iter().map(ImageSource::label).collect();
+        assert_eq!(labels, ["/data/a.png", "/data/sub/b.png"]);
+        let images: Vec<_> = manifest.rows.iter().map(|row| (row.image, row.path.as_str())).collect();
+        assert_eq!(images, [(0, "a.png"), (1, "sub/b.png"), (0, "a.png")]);
     }
 
     #[test]

@@ -38,7 +38,12 @@ impl Table {
     /// Cosine of prompt and image, in -1..=1; `None` for an image that could not be read.
     pub fn score(&self, prompt: u32, image: u32) -> Option<f32> {
         let image = &self.images[image as usize];
-        (!image.is_empty()).then(|| self.prompts[prompt as usize].iter().zip(image).map(|(a, b)| a * b).sum())
+        (!image.is_empty()).then(|| self.cosine(prompt, image))
+    }
+
+    /// Cosine of a prompt and the unit embedding of an image that the table does not hold.
+    pub fn cosine(&self, prompt: u32, image: &[f32]) -> f32 {
+        self.prompts[prompt as usize].iter().zip(image).map(|(a, b)| a * b).sum()
     }
 
     /// The figures over all pairs, by slices of prompt length and of the column the triplets carry. `tokens`: of each

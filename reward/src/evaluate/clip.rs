@@ -106,6 +106,7 @@ impl SharedClip {
                     kept[*index as usize].1.extend_from_slice(&embedding);
                 }
             }
+            Ok(())
         });
         if let Some(known) = &mut self.kept {
             known.extend(kept.into_iter().filter(|(_, embedding)| !embedding.is_empty()));
@@ -142,7 +143,7 @@ pub(super) fn reading(config: &ClipConfig) -> String {
 }
 
 /// Of the weights file; of several, of what `sha256sum` would print in their folder; of random weights, of name and seed.
-pub(super) fn checkpoint_sha256(name: &str, files: &[PathBuf], seed: u64) -> Result<String> {
+pub(crate) fn checkpoint_sha256(name: &str, files: &[PathBuf], seed: u64) -> Result<String> {
     if let [file] = files {
         let sha256 = sha256::of_file(file)?;
         // Several models of one file are told apart.

@@ -58,11 +58,13 @@ pub enum PixelMeasure {
     Contrast,
     /// Share of pixels on an edge.
     EdgeDensity,
+    /// How many colours, and how evenly.
+    ColourEntropy,
 }
 
 impl PixelMeasure {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Saturation, Self::Contrast, Self::EdgeDensity];
+    pub const ALL: [Self; 4] = [Self::Saturation, Self::Contrast, Self::EdgeDensity, Self::ColourEntropy];
 
     /// As it is written.
     pub fn as_str(self) -> &'static str {
@@ -70,6 +72,7 @@ impl PixelMeasure {
             Self::Saturation => "saturation",
             Self::Contrast => "contrast",
             Self::EdgeDensity => "edge-density",
+            Self::ColourEntropy => "colour-entropy",
         }
     }
 
@@ -79,6 +82,7 @@ impl PixelMeasure {
             Self::Saturation => "mean HSV saturation of the pixels, 0..1",
             Self::Contrast => "standard deviation of Rec. 601 luma, 0..0.5",
             Self::EdgeDensity => "share of pixels with a Sobel gradient of luma above 0.4, 0..1",
+            Self::ColourEntropy => "entropy in bits of the histogram of 512 colours, 8 levels a channel, 0..9",
         }
     }
 }
@@ -181,7 +185,8 @@ mod tests {
 
     #[test]
     fn names_and_paths_are_read_and_what_is_wrong_is_said() {
-        for text in ["social-reward=a=b/final", "saturation", "edge-density", "diversity", "fid-clip"] {
+        for text in ["social-reward=a=b/final", "saturation", "edge-density", "colour-entropy", "diversity", "fid-clip"]
+        {
             assert_eq!(text.parse::<MetricSpec>().unwrap().to_string(), text);
         }
         for (text, message, hint) in [

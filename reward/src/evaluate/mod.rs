@@ -1,6 +1,6 @@
 //! Judging sets of generated images: scores by several metrics, and one set against another.
 
-mod clip;
+pub(crate) mod clip;
 mod diversity;
 pub mod metric;
 #[cfg(feature = "torch")]

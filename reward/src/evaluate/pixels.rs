@@ -11,7 +11,7 @@ use crate::{
         loader::ordered,
     },
     event::Event,
-    metrics::{contrast, edge_density, saturation},
+    metrics::{colour_entropy, contrast, edge_density, saturation},
     score::interrupted,
 };
 
@@ -27,6 +27,7 @@ pub(super) fn measured(measure: PixelMeasure, items: &[Item], run: &Run, found: 
         PixelMeasure::Saturation => saturation,
         PixelMeasure::Contrast => contrast,
         PixelMeasure::EdgeDensity => edge_density,
+        PixelMeasure::ColourEntropy => colour_entropy,
     };
     scores(measure.as_str(), items, Device::Cpu, run, found, |pixels, _| Ok(of(pixels)))
 }

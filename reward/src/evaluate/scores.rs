@@ -1,7 +1,9 @@
-//! `scores.parquet`: a row for every image and metric. It is also the cache: what is in it is not computed again.
+//! `scores.parquet`: a row for every image and metric. It is also the cache: what is in it is not computed again. Evaluations
+//! at the same time add to one table.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,6 +18,7 @@ use parquet::{
 use crate::{
     Error, Result,
     data::columns::{Table, strings, whole_numbers},
+    output::{folder_of, followed},
     seed,
     weights::save::replace_file,
 };
@@ -73,26 +76,34 @@ fn metric_name(label: &str) -> &str {
     label.split('=').next().unwrap_or(label)
 }
 
-/// The table: rows of this run, and of earlier runs those that this one has no other row for.
+/// The table: rows of this run, and of others those that this one has no other row for.
 #[derive(Debug, Default)]
 pub struct Store {
     path: PathBuf,
-    earlier: Vec<ScoreRow>,
+    others: Vec<ScoreRow>,
     known: HashMap<Key, Option<f64>>,
+    /// Which file `others` are from.
+    read: Option<Stamp>,
     /// The rows of this run.
     pub rows: Vec<ScoreRow>,
     /// Distances of sets, which no image has a share of, by what they depend on: `set-distances.json` beside the table.
     pub distances: BTreeMap<String, f64>,
 }
 
+/// What tells a file from the one that replaces it: inode, size, time of change in seconds and nanoseconds.
+type Stamp = [u64; 4];
+
 impl Store {
-    /// Reads `scores.parquet`; nothing is known where there is none, or where it is not ours or damaged.
-    pub fn open(path: &Path) -> Self {
-        let earlier = if path.is_file() { read(path).unwrap_or_default() } else { Vec::new() };
-        let known = earlier.iter().map(|row| (row.key(), row.score)).collect();
-        let distances = fs_err::read(path.with_file_name(DISTANCES)).ok();
-        let distances = distances.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        Self { path: path.to_owned(), earlier, known, rows: Vec::new(), distances }
+    /// Reads `scores.parquet`; nothing is known where there is none.
+    ///
+    /// # Errors
+    /// What is there is not a table of scores, or `set-distances.json` beside it is something else: neither is written over.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut store = Self { path: path.to_owned(), ..Self::default() };
+        store.read_others()?;
+        store.known = store.others.iter().map(|row| (row.key(), row.score)).collect();
+        store.distances = read_distances(&path.with_file_name(DISTANCES))?;
+        Ok(store)
     }
 
     /// Where it lies.
@@ -105,31 +116,78 @@ impl Store {
         self.known.get(key).copied()
     }
 
-    /// Writes the table.
+    /// Writes the table, with what another evaluation has put there meanwhile.
     ///
     /// # Errors
-    /// The disk is full or not writable.
-    pub fn write(&self) -> Result<()> {
+    /// The disk is full or not writable, or what is there is no table of scores any more.
+    pub fn write(&mut self) -> Result<()> {
+        // The folder's own lock leaves no file behind. A file system without locks has none: then the last one stays.
+        let folder = fs_err::File::open(folder_of(&followed(&self.path)?))?;
+        folder.file().lock().ok();
+        self.read_others()?;
         let keys: HashSet<Key> = self.rows.iter().map(ScoreRow::key).collect();
         let places: HashSet<_> = self.rows.iter().map(ScoreRow::place).collect();
-        let kept = self.earlier.iter().filter(|row| !keys.contains(&row.key()) && !places.contains(&row.place()));
+        let kept = self.others.iter().filter(|row| !keys.contains(&row.key()) && !places.contains(&row.place()));
         let rows: Vec<&ScoreRow> = self.rows.iter().chain(kept).collect();
         let bytes = encode(&rows)
             .map_err(|error| Error::data(format!("{}: cannot be written", self.path.display())).caused_by(error))?;
         replace_file(&self.path, |partial| Ok(fs_err::write(partial, bytes)?))?;
+        self.read = stamp(&self.path)?;
         if self.distances.is_empty() {
             return Ok(());
         }
-        let text = format!("{:#}\n", serde_json::json!(self.distances));
-        replace_file(&self.path.with_file_name(DISTANCES), |partial| Ok(fs_err::write(partial, text)?))
+        let place = self.path.with_file_name(DISTANCES);
+        let mut distances = read_distances(&place)?;
+        distances.extend(self.distances.iter().map(|(key, distance)| (key.clone(), *distance)));
+        let text = format!("{:#}\n", serde_json::json!(distances));
+        replace_file(&place, |partial| Ok(fs_err::write(partial, text)?))
     }
+
+    /// Reads the table again if it is another file than before.
+    fn read_others(&mut self) -> Result<()> {
+        let stamp = stamp(&self.path)?;
+        if stamp.is_some() && stamp != self.read {
+            self.others = read(&self.path).map_err(|error| {
+                let why = error.to_string().replace(&self.path.display().to_string(), "it");
+                Error::data(format!(
+                    "{} is no table that evaluate wrote, and stays as it is: {why}",
+                    self.path.display()
+                ))
+                .hint("--output DIR writes the scores into another folder; or move the file away")
+            })?;
+            self.read = stamp;
+        }
+        Ok(())
+    }
+}
+
+/// Nothing where there is no file. A link that leads nowhere is named here, before anything is computed.
+fn stamp(path: &Path) -> Result<Option<Stamp>> {
+    let found = fs_err::metadata(followed(path)?).ok();
+    Ok(found.map(|found| [found.ino(), found.size(), found.mtime() as u64, found.mtime_nsec() as u64]))
+}
+
+/// The distances of sets in this file; none where there is none.
+fn read_distances(path: &Path) -> Result<BTreeMap<String, f64>> {
+    if !followed(path)?.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let parsed: Option<BTreeMap<String, Option<f64>>> = serde_json::from_slice(&fs_err::read(path)?).ok();
+    let ours = parsed.filter(|distances| distances.keys().all(|key| key.contains(", images ")));
+    let distances = ours.ok_or_else(|| {
+        Error::data(format!("{} is not what evaluate wrote, and stays as it is", path.display()))
+            .hint("--output DIR writes the distances into another folder; or move the file away")
+    })?;
+    Ok(distances.into_iter().filter_map(|(key, distance)| Some((key, distance?))).collect())
 }
 
 fn read(path: &Path) -> Result<Vec<ScoreRow>> {
     let table = Table::open(path)?;
     let columns: Vec<&str> = TEXT_COLUMNS.into_iter().chain(["seed", "score"]).collect();
-    for column in &columns {
-        table.require(&[column])?;
+    // With a column more it is somebody's work on our table, which would be lost.
+    let names = table.names();
+    if names.len() != columns.len() || columns.iter().any(|column| !names.iter().any(|name| name == column)) {
+        return Err(Error::data(format!("it has the columns {}", names.join(", "))));
     }
     let mut rows = Vec::new();
     for batch in table.batches(&columns, BATCH_ROWS)? {
@@ -222,16 +280,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_known_and_what_is_no_table_is_not() {
+    fn what_is_written_is_known() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scores.parquet");
-        let mut store = Store::open(&path);
-        fs_err::write(&path, "no table").unwrap();
-        assert!(Store::open(&path).known.is_empty());
+        let mut store = Store::open(&path).unwrap();
         store.rows = vec![row("x", "m=PATH", Some(0.1)), row("y", "m", None), row("z", "m", Some(-2.0))];
         store.write().unwrap();
-        let read = Store::open(&path);
-        assert_eq!(read.earlier, store.rows);
+        let read = Store::open(&path).unwrap();
+        assert_eq!(read.others, store.rows);
         let known = ["x", "y", "z", "none"].map(|image| read.get(&key(image)));
         assert_eq!(known, [Some(Some(0.1)), Some(None), Some(Some(-2.0)), None]);
     }
@@ -240,15 +296,75 @@ mod tests {
     fn rows_of_earlier_runs_stay_unless_this_run_has_their_like() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scores.parquet");
-        let mut first = Store::open(&path);
+        let mut first = Store::open(&path).unwrap();
         let replaced = ScoreRow { image_sha256: "older picture".to_owned(), ..row("y", "m", Some(2.0)) };
         let renamed = ScoreRow { set: "other name".to_owned(), ..row("x", "m", Some(1.0)) };
         first.rows = vec![renamed, replaced, row("x", "another", Some(3.0)), row("z", "m", Some(4.0))];
         first.write().unwrap();
-        let mut second = Store::open(&path);
+        let mut second = Store::open(&path).unwrap();
         second.rows = vec![row("x", "m", Some(1.0)), row("y", "m", Some(5.0))];
         second.write().unwrap();
         let kept = [row("x", "another", Some(3.0)), row("z", "m", Some(4.0))];
-        assert_eq!(Store::open(&path).earlier, [&second.rows[..], &kept].concat());
+        assert_eq!(Store::open(&path).unwrap().others, [&second.rows[..], &kept].concat());
+    }
+
+    /// The table of `score`, of a user, of a user who added a column to ours, and no table at all.
+    #[test]
+    fn what_is_not_ours_stays_and_the_way_out_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        let refused = || {
+            let error = Store::open(&path).unwrap_err();
+            assert!(error.hint_text().unwrap().starts_with("--output DIR"), "{error}");
+            error.to_string().replace(&format!("{}/", folder.path().display()), "")
+        };
+        let own = |name: &str| std::iter::once(name).chain(TEXT_COLUMNS).map(str::to_owned).collect::<Vec<_>>();
+        for columns in [vec!["path".to_owned(), "score".to_owned()], own("seed")] {
+            let fields: String = columns.iter().map(|name| format!("required binary {name} (STRING);")).collect();
+            let schema = Arc::new(parse_message_type(&format!("message m {{ {fields} }}")).unwrap());
+            let writer = SerializedFileWriter::new(Vec::new(), schema, Default::default()).unwrap();
+            let bytes = writer.into_inner().unwrap();
+            fs_err::write(&path, &bytes).unwrap();
+            let columns = columns.join(", ");
+            let wanted = format!(
+                "scores.parquet is no table that evaluate wrote, and stays as it is: it has the columns {columns}"
+            );
+            assert_eq!(refused(), wanted);
+            assert_eq!(fs_err::read(&path).unwrap(), bytes);
+        }
+        fs_err::write(&path, "no table").unwrap();
+        assert!(refused().starts_with("scores.parquet is no table that evaluate wrote, and stays as it is: it is "));
+        fs_err::remove_file(&path).unwrap();
+        // Also where it has come after this run began.
+        let mut store = Store::open(&path).unwrap();
+        fs_err::write(&path, "no table").unwrap();
+        store.rows = vec![row("x", "m", Some(1.0))];
+        store.write().unwrap_err();
+        assert_eq!(fs_err::read(&path).unwrap(), b"no table");
+        fs_err::remove_file(&path).unwrap();
+        fs_err::write(folder.path().join(DISTANCES), r#"{"berlin": 7}"#).unwrap();
+        assert_eq!(refused(), "set-distances.json is not what evaluate wrote, and stays as it is");
+    }
+
+    #[test]
+    fn evaluations_at_the_same_time_keep_each_others_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scores.parquet");
+        std::thread::scope(|scope| {
+            for metric in ["a", "b", "c", "d"] {
+                let path = &path;
+                scope.spawn(move || {
+                    let mut store = Store::open(path).unwrap();
+                    for image in 0..5 {
+                        store.rows.push(row(&image.to_string(), metric, Some(1.0)));
+                        store.distances.insert(format!("{metric}, images {image}"), 1.0);
+                        store.write().unwrap();
+                    }
+                });
+            }
+        });
+        let all = Store::open(&path).unwrap();
+        assert_eq!((all.others.len(), all.distances.len()), (20, 20));
+        assert_eq!(fs_err::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
     }
 }

@@ -3,10 +3,14 @@
 
 #[cfg(feature = "torch")]
 mod fast;
+pub mod first_look;
+pub mod parts;
 pub mod portable;
 #[cfg(feature = "torch")]
 pub mod reward;
+pub mod rows;
 pub mod spec;
+pub mod table;
 
 use std::{
     ops::Range,
@@ -89,7 +93,10 @@ pub fn embed(
         table.set_prompts(indexes, &embeddings);
     })?;
     let all: Vec<&ImageSource> = images.iter().collect();
-    embed_images(engine, &all, options, observer, stop, |indexes, embeddings| table.set_images(indexes, &embeddings))?;
+    embed_images(engine, &all, options, observer, stop, |indexes, embeddings| {
+        table.set_images(indexes, &embeddings);
+        Ok(())
+    })?;
     Ok(table)
 }
 
@@ -103,6 +110,20 @@ pub fn embed_prompts(
     options: &EmbedOptions,
     observer: &dyn Observer,
     stop: &AtomicBool,
+    each: impl FnMut(&[u32], Vec<Vec<f32>>),
+) -> Result<()> {
+    embed_needed_prompts(engine, prompts, &|_| true, options, observer, stop, each)
+}
+
+/// As [`embed_prompts`], but without the passes that have no prompt that is `needed`. A pass has the same prompts, whichever
+/// are needed, so that their embeddings are the same to the bit.
+fn embed_needed_prompts(
+    engine: &dyn Engine,
+    prompts: &[Tokens],
+    needed: &dyn Fn(u32) -> bool,
+    options: &EmbedOptions,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
     mut each: impl FnMut(&[u32], Vec<Vec<f32>>),
 ) -> Result<()> {
     // Prompts of like length share a pass: text is cut at the longest.
@@ -110,6 +131,9 @@ pub fn embed_prompts(
     by_length.sort_by_key(|prompt| prompts[*prompt as usize].ids.len());
     for (pass, chunk) in by_length.chunks(options.batch_size).enumerate() {
         interrupted(stop)?;
+        if !chunk.iter().any(|prompt| needed(*prompt)) {
+            continue;
+        }
         let tokens: Vec<&Tokens> = chunk.iter().map(|prompt| &prompts[*prompt as usize]).collect();
         let embeddings = engine.texts(&tokens)?;
         if !embeddings.iter().all(|row| is_finite(row)) {
@@ -125,14 +149,14 @@ pub fn embed_prompts(
 /// Embeds images, a pass at a time, and hands on indexes and unit embeddings; images that could not be read are left out.
 ///
 /// # Errors
-/// As those of [`embed`].
+/// As those of [`embed`], or what `each` says.
 pub fn embed_images(
     engine: &dyn Engine,
     images: &[&ImageSource],
     options: &EmbedOptions,
     observer: &dyn Observer,
     stop: &AtomicBool,
-    mut each: impl FnMut(&[u32], Vec<Vec<f32>>),
+    mut each: impl FnMut(&[u32], Vec<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
     let ClipConfig { image_size, preprocessing, .. } = engine.config();
     let truncated = AtomicUsize::new(0);
@@ -168,7 +192,7 @@ pub fn embed_images(
                 if let Some(place) = embeddings.iter().position(|row| !is_finite(row)) {
                     return Err(not_finite(engine, &images[indexes[place] as usize].label()));
                 }
-                each(&indexes, embeddings);
+                each(&indexes, embeddings)?;
             }
             observer.event(&Event::Progress { phase: "images", done: pass.end, total: images.len() });
         }

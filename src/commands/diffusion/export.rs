@@ -12,7 +12,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
         export::{LoraFormat, convert, folder},
         save::Precision,
     };
-    use reward::Error;
+    use reward::{Error, output};
 
     use crate::{commands, settings::layered};
 
@@ -42,6 +42,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
                 .hint("without .safetensors in --output, the LoRA is merged into --model at that scale")
                 .into());
         }
+        output::check_new(&output)?;
         convert(lora, settings.model.as_deref(), options, format, &output)?;
     } else {
         let Some(model) = settings.model else {
@@ -63,7 +64,8 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
             return Err(Error::usage("lora_scale: there is no --lora to scale").into());
         }
         let lora = lora.map(|lora| (lora, settings.lora_scale.unwrap_or(1.0)));
-        folder(&model, options, lora, precision, &output)?;
+        output::check_new(&output)?;
+        folder(&model, options, lora, precision, &output::followed(&output)?)?;
     }
     commands::print(&output.display().to_string())?;
     Ok(ExitCode::SUCCESS)

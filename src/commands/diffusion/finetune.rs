@@ -14,6 +14,10 @@ pub(crate) fn run(arguments: &FinetuneArgs) -> Result<ExitCode> {
 
     let config: FinetuneConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
+    // A link that leads nowhere is named before anything is read.
+    if let Some(folder) = &config.output {
+        reward::output::followed(folder)?;
+    }
     commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());
     if arguments.dry_run {

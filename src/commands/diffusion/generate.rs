@@ -14,6 +14,7 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
 
     let config: GenerateConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
+    check_outputs(&config)?;
     commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());
     match generate(&config, &progress, &stop)? {
@@ -28,6 +29,31 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
             Ok(failure::interrupted(signals::received()))
         }
     }
+}
+
+/// What can be refused before a model is loaded: a place that cannot be written, or where something is that is not ours.
+#[cfg(feature = "torch")]
+fn check_outputs(config: &diffusion::generate::GenerateConfig) -> Result<()> {
+    use reward::{Error, output, weights::file::TensorFile};
+
+    if let Some(folder) = &config.output {
+        output::check_folder(folder, "give an --output that you may write to")?;
+        let theirs = ["images.parquet", "contact-sheet.png"].into_iter().find(|name| folder.join(name).exists());
+        if let Some(name) = theirs.filter(|_| !folder.join("config.toml").exists()) {
+            let wrong = format!("{} holds {name}, and no config.toml of a run that made it", folder.display());
+            return Err(Error::data(wrong).hint("give another --output: nothing is written over").into());
+        }
+    }
+    for path in [&config.save_latents, &config.save_final_latents].into_iter().flatten() {
+        output::check_file(path, "give the latents a file that you may write to")?;
+        let theirs = |file: TensorFile| !file.shapes().contains_key("latents");
+        let used = path.is_file() && fs_err::metadata(path)?.len() > 0;
+        if used && TensorFile::open(path).map_or(true, theirs) {
+            let wrong = format!("{} is there already and holds no latents: it stays as it is", path.display());
+            return Err(Error::data(wrong).hint("give the latents another file, or move this one away").into());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(not(feature = "torch"))]
