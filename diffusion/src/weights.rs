@@ -34,6 +34,8 @@ pub struct Weights {
     adapters: BTreeMap<String, Adapter>,
     taken: Parameters,
     problems: Vec<String>,
+    /// Some of the problems: keys or shapes are not the architecture's.
+    differs: bool,
 }
 
 enum Source {
@@ -116,6 +118,7 @@ impl Weights {
             adapters: BTreeMap::new(),
             taken: Parameters { tensors, adapted, switch: AdapterSwitch::default(), device, kind },
             problems: Vec::new(),
+            differs: false,
         }
     }
 
@@ -186,8 +189,10 @@ impl Weights {
                 tensor.to_device(self.device).to_kind(kind).set_requires_grad(self.trained)
             }
             Err(problem) => {
+                self.differs |= problem.ends_with("is missing") || problem.contains("has shape");
                 self.problems.push(problem.replace("{key}", key));
-                Tensor::zeros(shape, (kind, self.device))
+                // Takes no memory: the shape is a config's word, which may be anything.
+                Tensor::zeros([1], (kind, self.device)).expand(shape, false)
             }
         };
         self.taken.tensors.insert(key.to_owned(), tensor.shallow_clone());
@@ -260,10 +265,11 @@ impl Weights {
     /// # Errors
     /// One error for all keys that are missing, mis-shaped or left over, and all adapters that belong to no layer.
     pub fn finish(self) -> Result<Parameters> {
-        let Self { source, device, kind, trained: _, adapters, taken, mut problems } = self;
+        let Self { source, device, kind, trained: _, adapters, taken, mut problems, mut differs } = self;
         let label = match source {
             Source::Random { .. } | Source::Shapes => "random weights".to_owned(),
             Source::Files { label, files: _, place } => {
+                differs |= !place.is_empty();
                 problems.extend(place.keys().map(|key| format!("`{key}` is unexpected")));
                 label
             }
@@ -276,8 +282,11 @@ impl Weights {
         let shown = problems.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("; ");
         let more = problems.len().saturating_sub(5);
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        Err(Error::data(format!("{label}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len()))
-            .hint("are these the weights of another model than config.json describes?"))
+        let error = format!("{label}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len());
+        Err(match differs {
+            true => Error::data(error).hint("are these the weights of another model than config.json describes?"),
+            false => Error::data(error),
+        })
     }
 }
 

@@ -14,7 +14,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
     };
     use reward::Error;
 
-    use crate::{commands, settings::layered};
+    use crate::{commands, progress::Progress, settings::layered};
 
     let settings: DiffusionExportArgs = layered(arguments, arguments.config.as_deref())?;
     let missing = |flag: &str, what: &str| Error::usage(format!("--{flag} is missing: {what}"));
@@ -63,6 +63,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
             return Err(Error::usage("lora_scale: there is no --lora to scale").into());
         }
         let lora = lora.map(|lora| (lora, settings.lora_scale.unwrap_or(1.0)));
+        diffusion::source::Source::open(&model, options)?.tell(&Progress::new())?;
         folder(&model, options, lora, precision, &output)?;
     }
     commands::print(&output.display().to_string())?;
