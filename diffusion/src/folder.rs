@@ -12,11 +12,15 @@ use std::{
 use reward::weights::{file::TensorFile, shards, wrappers};
 use serde_json::Value;
 
-use crate::{Error, Result, config::other_family, weights::Stored};
+use crate::{Error, Result, config::other_family, json, weights::Stored};
 
 /// Pipelines that are made of the models this crate has.
 const PIPELINES: [&str; 3] =
     ["StableDiffusionPipeline", "StableDiffusionPipelineSafe", "StableDiffusionImg2ImgPipeline"];
+
+/// What a folder has to hold.
+const PARTS: &str =
+    "a diffusers folder holds model_index.json and the folders unet, vae, text_encoder, tokenizer, scheduler";
 
 /// A model with weights of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,22 +92,59 @@ impl Component {
 /// Checks that the folder is a pipeline of Stable Diffusion 1.x or 2.x.
 ///
 /// # Errors
-/// No `model_index.json`, or another architecture (named).
+/// No `model_index.json` (what the folder is instead is said), or another architecture (named).
 pub fn check(folder: &Path) -> Result<()> {
     let path = folder.join("model_index.json");
     if !path.is_file() {
-        return Err(Error::data(format!("{}: no such file", path.display())).hint(
-            "a diffusers folder holds model_index.json and the folders unet, vae, text_encoder, tokenizer, scheduler",
-        ));
+        let (what, hint) = other_folder(folder);
+        return Err(Error::data(format!("{}: no such file{what}", path.display())).hint(hint));
     }
-    let index = json(&path)?;
+    let index = json::read(&path)?;
     let class = index["_class_name"].as_str().unwrap_or_default();
     if PIPELINES.contains(&class) {
         return Ok(());
     }
     let family = other_family(class).map_or(String::new(), |family| format!(" ({family})"));
-    Err(Error::data(format!("{}: `{class}`{family} is not supported, want StableDiffusionPipeline", path.display()))
-        .hint("Stable Diffusion 1.x and 2.x are supported"))
+    let text = format!("{}: `{class}`{family} is not supported, want StableDiffusionPipeline", path.display());
+    Err(Error::data(text).hint("Stable Diffusion 1.x and 2.x are supported"))
+}
+
+/// What a folder without `model_index.json` is, where that can be told, and the way out.
+fn other_folder(folder: &Path) -> (String, String) {
+    let has = |name: &str| folder.join(name).exists();
+    let config = json::read(&folder.join("config.json")).unwrap_or_default();
+    if let Some(class) = config["_class_name"].as_str().or(config["architectures"][0].as_str()) {
+        let above = folder.parent().filter(|above| above.join("model_index.json").is_file());
+        let hint = above.map_or(PARTS.to_owned(), |above| format!("give the folder above it: {}", above.display()));
+        return (format!("; the folder holds one model, {class}"), hint);
+    }
+    let run = "; the folder is a run of `diffusion finetune`".to_owned();
+    if has("metrics.jsonl") && has("lora") {
+        let lora = folder.join("lora");
+        return (run, format!("--lora {}, beside the --model that it was trained from", lora.display()));
+    }
+    if has("metrics.jsonl") && has("model") {
+        return (run, format!("--model {}", folder.join("model").display()));
+    }
+    if has("adapter_config.json") || has("pytorch_lora_weights.safetensors") {
+        return (
+            "; the folder holds a LoRA".to_owned(),
+            format!("--lora {}, beside the --model that it is for", folder.display()),
+        );
+    }
+    let files = fs_err::read_dir(folder).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
+    let single = files.filter(|path| {
+        path.extension().is_some_and(|ending| ["safetensors", "ckpt"].iter().any(|known| ending == *known))
+    });
+    if let Some(single) = single.min() {
+        return (String::new(), format!("is it a single-file model? --model {}", single.display()));
+    }
+    (String::new(), PARTS.to_owned())
+}
+
+/// Where the `config.json` of a model is.
+pub(crate) fn config_path(folder: &Path, component: Component) -> PathBuf {
+    folder.join(component.folder()).join("config.json")
 }
 
 /// `config.json` of a model.
@@ -111,19 +152,20 @@ pub fn check(folder: &Path) -> Result<()> {
 /// # Errors
 /// It is missing (named) or not JSON.
 pub fn config(folder: &Path, component: Component) -> Result<Value> {
-    json(&folder.join(component.folder()).join("config.json"))
+    json::read(&config_path(folder, component))
+}
+
+/// Where the scheduler's settings are.
+pub(crate) fn scheduler_path(folder: &Path) -> PathBuf {
+    folder.join("scheduler/scheduler_config.json")
 }
 
 /// The text of `scheduler/scheduler_config.json`.
 ///
 /// # Errors
-/// It is missing (named).
+/// It is missing (named) or no text.
 pub fn scheduler(folder: &Path) -> Result<String> {
-    let path = folder.join("scheduler/scheduler_config.json");
-    if !path.is_file() {
-        return Err(Error::data(format!("{}: no such file", path.display())));
-    }
-    Ok(fs_err::read_to_string(path)?)
+    json::text(&scheduler_path(folder))
 }
 
 /// The files that hold the weights of a model, opened, and where its keys are.
@@ -133,9 +175,23 @@ pub fn scheduler(folder: &Path) -> Result<String> {
 pub fn weights(folder: &Path, component: Component) -> Result<(Vec<TensorFile>, BTreeMap<String, Stored>)> {
     let paths = weight_paths(&folder.join(component.folder()), component)?;
     let files = paths.iter().map(|path| TensorFile::open_all(path)).collect::<Result<Vec<_>>>()?;
+    files.iter().try_for_each(plain)?;
     let places = wrappers::find(&files, component.anchors(), None)?;
     let place = places.into_iter().map(|(key, (file, name))| (key, Stored { file, name, rows: None })).collect();
     Ok((files, place))
+}
+
+/// Refuses weights that were saved while adapters were attached.
+fn plain(file: &TensorFile) -> Result<()> {
+    let parts = [".base_layer.", ".lora_A.", ".lora_B.", "_lora.down.", "_lora.up.", ".lora_linear_layer."];
+    let Some(key) = file.shapes().keys().find(|key| parts.iter().any(|part| key.contains(part))) else {
+        return Ok(());
+    };
+    let text = format!("{}: saved with adapters inside (`{key}`), want plain weights", file.path().display());
+    Err(Error::data(text).hint(
+        "save it again in Python: `pipe.fuse_lora()` (to keep what they do), `pipe.unload_lora_weights()`, then \
+         `pipe.save_pretrained(FOLDER)`",
+    ))
 }
 
 /// The weight files of a model, in one piece or in shards.
@@ -150,14 +206,6 @@ fn weight_paths(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
         return Ok(vec![path]);
     }
     shards::of(&path)
-}
-
-fn json(path: &Path) -> Result<Value> {
-    if !path.is_file() {
-        return Err(Error::data(format!("{}: no such file", path.display())));
-    }
-    serde_json::from_str(&fs_err::read_to_string(path)?)
-        .map_err(|error| Error::data(format!("{}: not JSON", path.display())).caused_by(error))
 }
 
 #[cfg(test)]

@@ -2,16 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use reward::weights::{file::TensorFile, wrappers};
+use reward::{
+    event::Observer,
+    weights::{file::TensorFile, wrappers},
+};
 use serde_json::Value;
 
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Result,
     config::{PRESETS, TextConfig, UnetConfig, VaeConfig},
     folder::{self, Component},
     hub,
     lora::Layers,
-    schedule::{PredictionType, SchedulerConfig},
+    remark::Remark,
+    schedule::{PredictionType, Sampler, SamplerName, SchedulerConfig},
     single_file::{Family, SingleFile},
     text::TextEncoder,
     tokenizer::{LENGTH, Tokenizer},
@@ -60,9 +64,49 @@ impl Source {
         &self.model
     }
 
-    /// Nobody said what the UNet predicts, so that epsilon is a guess worth telling.
-    pub fn prediction_type_is_assumed(&self) -> bool {
-        matches!(self.kind, Kind::SingleFile(_)) && self.options.prediction_type.is_none()
+    /// Tells what the user should know of how the files are read: what they do not say, and what of them is not followed.
+    ///
+    /// # Errors
+    /// As [`Source::unet_config`] and [`Source::scheduler`].
+    pub fn tell(&self, observer: &dyn Observer) -> Result<()> {
+        self.remarks()?.iter().for_each(|remark| remark.tell(observer));
+        Ok(())
+    }
+
+    /// What [`Source::tell`] tells.
+    ///
+    /// # Errors
+    /// As [`Source::tell`].
+    pub fn remarks(&self) -> Result<Vec<Remark>> {
+        let asked = self.options.prediction_type;
+        match &self.kind {
+            Kind::Random { .. } => Ok(Vec::new()),
+            Kind::SingleFile(single) => single.remarks(asked),
+            Kind::Folder(folder) => {
+                let path = folder::config_path(folder, Component::Unet);
+                let (_, remarks) =
+                    self.named(Component::Unet, UnetConfig::read(&folder::config(folder, Component::Unet)?))?;
+                let warning = |text: String| Remark::Warning(format!("{}: {text}", path.display()));
+                let mut remarks: Vec<Remark> = remarks.into_iter().map(warning).collect();
+                let path = folder::scheduler_path(folder);
+                let config = self.scheduler_of(folder)?;
+                let says = config.prediction_type;
+                let (_, changed) = config.in_pipeline();
+                if !changed.is_empty() {
+                    remarks.push(Remark::Warning(format!(
+                        "{}: {} (as the pipeline of diffusers does for Stable Diffusion 1.x and 2.x)",
+                        path.display(),
+                        changed.join(", ")
+                    )));
+                }
+                if let Some(asked) = asked.filter(|asked| *asked != says) {
+                    let (asked, says) = (asked.name(), says.name());
+                    let text = format!("prediction type: {asked}, as asked ({} says {says})", path.display());
+                    remarks.push(Remark::Note(text));
+                }
+                Ok(remarks)
+            }
+        }
     }
 
     /// The UNet's architecture and weights.
@@ -117,7 +161,11 @@ impl Source {
     /// A file that is missing or not what it has to be.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.kind {
-            Kind::Folder(folder) => Tokenizer::open(&folder.join("tokenizer")),
+            Kind::Folder(folder) => {
+                let encoder = self.text_config()?;
+                Tokenizer::open(&folder.join("tokenizer"))?
+                    .of_encoder(encoder.vocab_size, encoder.max_position_embeddings)
+            }
             kind => {
                 let pad = match kind.family() {
                     Family::One => "<|endoftext|>",
@@ -129,20 +177,55 @@ impl Source {
         }
     }
 
-    /// The settings of the noise schedule.
+    /// The settings of the noise schedule, as the pipeline of Stable Diffusion 1.x and 2.x takes them.
     ///
     /// # Errors
     /// A file that is missing, or a value that is not supported.
     pub fn scheduler(&self) -> Result<SchedulerConfig> {
-        let prediction = self.options.prediction_type;
-        let Kind::Folder(folder) = &self.kind else {
-            return Ok(SchedulerConfig::stable_diffusion(prediction.unwrap_or(PredictionType::Epsilon)));
+        let asked = self.options.prediction_type;
+        match &self.kind {
+            Kind::Random { .. } => Ok(SchedulerConfig::stable_diffusion(asked.unwrap_or(PredictionType::Epsilon))),
+            Kind::SingleFile(single) => single.scheduler(asked),
+            Kind::Folder(folder) => {
+                let (config, _) = self.scheduler_of(folder)?.in_pipeline();
+                Ok(match asked {
+                    Some(asked) => config.with_prediction_type(asked),
+                    None => config,
+                })
+            }
+        }
+    }
+
+    /// What the file of a folder says.
+    fn scheduler_of(&self, folder: &Path) -> Result<SchedulerConfig> {
+        let text = folder::scheduler(folder)?;
+        SchedulerConfig::from_text(&text).map_err(|error| prefixed(folder::scheduler_path(folder).display(), error))
+    }
+
+    /// The sampler `name` on this model's schedule.
+    ///
+    /// # Errors
+    /// As [`Source::scheduler`] and [`Sampler::new`]; where the file has a value that this sampler does not have, the file is
+    /// named, and the samplers that can use it.
+    pub fn sampler(&self, name: SamplerName, steps: usize, eta: f64) -> Result<Sampler> {
+        let config = self.scheduler()?;
+        let error = match Sampler::new(name, &config, steps, eta) {
+            Ok(sampler) => return Ok(sampler),
+            Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
+            Err(error) => error,
         };
-        let config = SchedulerConfig::from_text(&folder::scheduler(folder)?);
-        let config = config.map_err(|error| self.prefixed("scheduler", error))?;
-        Ok(match prediction {
-            Some(prediction) => config.with_prediction_type(prediction),
-            None => config,
+        let place = match &self.kind {
+            Kind::Folder(folder) => folder::scheduler_path(folder).display().to_string(),
+            _ => self.model.clone(),
+        };
+        let others = SamplerName::ALL.into_iter().filter(|other| Sampler::new(*other, &config, steps, 0.0).is_ok());
+        let others: Vec<&str> = others.map(SamplerName::name).collect();
+        let error = prefixed(place, error);
+        let text = format!("{error} with the scheduler {name}");
+        Err(match (others.as_slice(), error.hint_text()) {
+            ([], Some(hint)) => Error::data(text).hint(hint),
+            ([], None) => Error::data(text),
+            (others, _) => Error::data(text).hint(format!("other schedulers can use it: {}", others.join(", "))),
         })
     }
 
@@ -183,7 +266,13 @@ impl Source {
             Kind::Random { .. } => {
                 return Ok(Weights::random(self.options.seed));
             }
-            Kind::Folder(folder) => folder::weights(folder, component)?,
+            Kind::Folder(folder) => {
+                let (files, place) = folder::weights(folder, component)?;
+                let config = folder::config_path(folder, component);
+                let weights = files.first().and_then(|file| file.path().file_name()).unwrap_or_default();
+                let label = format!("{} and {}", config.display(), weights.display());
+                return Ok(Weights::from_files(label, files, place));
+            }
             Kind::SingleFile(single) => {
                 let place = match component {
                     Component::Unet => single.unet(),
@@ -196,17 +285,20 @@ impl Source {
         Ok(Weights::from_files(format!("{} ({})", self.model, component.folder()), files, place))
     }
 
+    /// Says which file an error of a config is about.
     fn named<T>(&self, component: Component, config: Result<T>) -> Result<T> {
-        config.map_err(|error| self.prefixed(component.folder(), error))
+        config.map_err(|error| match &self.kind {
+            Kind::Folder(folder) => prefixed(folder::config_path(folder, component).display(), error),
+            _ => prefixed(format!("{} ({})", self.model, component.folder()), error),
+        })
     }
+}
 
-    /// Says which model an error is about.
-    fn prefixed(&self, part: &str, error: Error) -> Error {
-        let named = Error::data(format!("{} ({part}): {error}", self.model));
-        match error.hint_text() {
-            Some(hint) => named.hint(hint),
-            None => named,
-        }
+fn prefixed(place: impl std::fmt::Display, error: Error) -> Error {
+    let named = Error::data(format!("{place}: {error}"));
+    match error.hint_text() {
+        Some(hint) => named.hint(hint),
+        None => named,
     }
 }
 
@@ -217,6 +309,9 @@ impl Kind {
                 true => Ok(Self::Random { preset: preset.to_owned() }),
                 false => Err(no_preset(model)),
             };
+        }
+        if let Some(error) = reward::foreign::url(model, "a model") {
+            return Err(error.hint("give its hub id (OWNER/NAME), or download it and give the local path"));
         }
         let path = Path::new(model);
         if Path::new(wrappers::split(model).0).is_file() {

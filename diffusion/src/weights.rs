@@ -36,6 +36,8 @@ pub struct Weights {
     problems: Vec<String>,
     /// The first tensor that could not be read.
     failed: Option<Error>,
+    /// Some of the problems: keys or shapes are not the architecture's.
+    differs: bool,
 }
 
 enum Source {
@@ -119,6 +121,7 @@ impl Weights {
             taken: Parameters { tensors, adapted, switch: AdapterSwitch::default(), device, kind },
             problems: Vec::new(),
             failed: None,
+            differs: false,
         }
     }
 
@@ -190,10 +193,14 @@ impl Weights {
             }
             Err(problem) => {
                 match problem {
-                    Problem::Misfit(problem) => self.problems.push(problem.replace("{key}", key)),
+                    Problem::Misfit(problem) => {
+                        self.differs |= problem.ends_with("is missing") || problem.contains("has shape");
+                        self.problems.push(problem.replace("{key}", key));
+                    }
                     Problem::Failed(error) => drop(self.failed.get_or_insert(error)),
                 }
-                Tensor::zeros(shape, (kind, self.device))
+                // Takes no memory: the shape is a config's word, which may be anything.
+                Tensor::zeros([1], (kind, self.device)).expand(shape, false)
             }
         };
         self.taken.tensors.insert(key.to_owned(), tensor.shallow_clone());
@@ -267,13 +274,14 @@ impl Weights {
     /// A tensor that could not be read, or one error for all keys that are missing, mis-shaped or left over, and all adapters
     /// that belong to no layer.
     pub fn finish(self) -> Result<Parameters> {
-        let Self { source, device, kind, trained: _, adapters, taken, mut problems, failed } = self;
+        let Self { source, device, kind, trained: _, adapters, taken, mut problems, failed, mut differs } = self;
         if let Some(error) = failed {
             return Err(error);
         }
         let label = match source {
             Source::Random { .. } | Source::Shapes => "random weights".to_owned(),
             Source::Files { label, files: _, place } => {
+                differs |= !place.is_empty();
                 problems.extend(place.keys().map(|key| format!("`{key}` is unexpected")));
                 label
             }
@@ -286,8 +294,11 @@ impl Weights {
         let shown = problems.iter().take(5).map(String::as_str).collect::<Vec<_>>().join("; ");
         let more = problems.len().saturating_sub(5);
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        Err(Error::data(format!("{label}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len()))
-            .hint("are these the weights of another model than config.json describes?"))
+        let error = format!("{label}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len());
+        Err(match differs {
+            true => Error::data(error).hint("are these the weights of another model than config.json describes?"),
+            false => Error::data(error),
+        })
     }
 }
 

@@ -82,7 +82,7 @@ pub(crate) struct GenerateArgs {
     /// Factor on the LoRA [default: 1]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     lora_scale: Option<f64>,
-    /// What the model predicts, where the file does not say [default: the model's; epsilon for a single file]
+    /// What the model predicts, over what its files say [default: what they say; epsilon where they do not]
     #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]))]
     prediction_type: Option<String>,
     /// Decode larger images in tiles of this side: less memory, slightly other pixels [default: whole images]
@@ -147,7 +147,7 @@ pub(crate) struct DiffusionExportArgs {
     /// Layout that a LoRA is converted to
     #[arg(long, value_parser = PossibleValuesParser::new(["diffusers", "kohya"]))]
     pub(crate) format: Option<String>,
-    /// What the model predicts, where the file does not say [default: the model's; epsilon for a single file]
+    /// What the model predicts, over what its files say [default: what they say; epsilon where they do not]
     #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]), requires = "model")]
     pub(crate) prediction_type: Option<String>,
     /// Kind of the written weights [default: fp32]

@@ -168,7 +168,7 @@ pub(crate) struct FinetuneArgs {
     /// Kind of frozen weights and activations [default: fp32; bf16 on CUDA]
     #[arg(long, value_parser = PossibleValuesParser::new(["fp32", "bf16"]))]
     precision: Option<String>,
-    /// What the model predicts, where the file does not say [default: the model's; epsilon for a single file]
+    /// What the model predicts, over what its files say [default: what they say; epsilon where they do not]
     #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]))]
     prediction_type: Option<String>,
     /// Evaluate every N steps besides before the first and after the last [default: 50]

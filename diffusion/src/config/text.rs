@@ -2,8 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::Fields;
+use super::{
+    Fields,
+    fields::{BLOCKS, WIDTH},
+};
 use crate::{Error, Result};
+
+/// Most tokens of a vocabulary.
+const VOCABULARY: i64 = 1 << 24;
 
 /// The activation of the MLPs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,31 +64,36 @@ impl TextConfig {
     /// # Errors
     /// A value that is not supported, or a field that is missing.
     pub fn from_json(config: &Value) -> Result<Self> {
-        let mut fields = Fields::new("text encoder", config)?;
+        let mut fields = Fields::new(config)?;
         fields.only("model_type", json!("clip_text_model"), "")?;
         fields.class("architectures", "CLIPTextModel")?;
         let activation = |value: &Value| {
             [Activation::QuickGelu, Activation::Gelu].into_iter().find(|known| value.as_str() == Some(known.name()))
         };
         let token = |value: &Value| value.as_i64();
-        let blocks = |value: &Value| value.as_i64().filter(|blocks| *blocks >= 0);
+        let blocks = |value: &Value| value.as_i64().filter(|blocks| (0..=BLOCKS).contains(blocks));
         let read = Self {
-            vocab_size: fields.count("vocab_size", Some(49408))?,
-            max_position_embeddings: fields.count("max_position_embeddings", Some(77))?,
-            hidden_size: fields.count("hidden_size", None)?,
-            intermediate_size: fields.count("intermediate_size", None)?,
-            num_hidden_layers: fields.get("num_hidden_layers", None, "a number of blocks", blocks)?,
-            num_attention_heads: fields.count("num_attention_heads", None)?,
+            vocab_size: fields.count("vocab_size", Some(49408), VOCABULARY)?,
+            max_position_embeddings: fields.count("max_position_embeddings", Some(77), WIDTH)?,
+            hidden_size: fields.count("hidden_size", None, WIDTH)?,
+            intermediate_size: fields.count("intermediate_size", None, 4 * WIDTH)?,
+            num_hidden_layers: fields.get(
+                "num_hidden_layers",
+                None,
+                &format!("a whole number from 0 to {BLOCKS}"),
+                blocks,
+            )?,
+            num_attention_heads: fields.count("num_attention_heads", None, WIDTH)?,
             hidden_act: fields.get("hidden_act", Some(Activation::QuickGelu), "quick_gelu or gelu", activation)?,
-            layer_norm_eps: fields.number("layer_norm_eps", 1e-5)?,
-            projection_dim: fields.count("projection_dim", Some(512))?,
+            layer_norm_eps: fields.number("layer_norm_eps", 1e-5, 1.0)?,
+            projection_dim: fields.count("projection_dim", Some(512), WIDTH)?,
             bos_token_id: fields.get("bos_token_id", Some(0), "a token", token)?,
             eos_token_id: fields.get("eos_token_id", Some(2), "a token", token)?,
             pad_token_id: fields.get("pad_token_id", Some(1), "a token", token)?,
         };
         if read.hidden_size % read.num_attention_heads != 0 {
             return Err(Error::data(format!(
-                "text encoder config: `hidden_size` {} cannot be split into {} heads",
+                "`hidden_size` {} cannot be split into {} heads (`num_attention_heads`)",
                 read.hidden_size, read.num_attention_heads
             )));
         }
@@ -191,5 +202,24 @@ mod tests {
         config["num_hidden_layers"] = json!(-1);
         let error = TextConfig::from_json(&config).unwrap_err().to_string();
         assert!(error.contains("`num_hidden_layers` is -1"), "{error}");
+    }
+
+    #[test]
+    fn numbers_have_bounds_and_types() {
+        for (key, value) in [
+            ("num_hidden_layers", json!(1_000_000_000)),
+            ("vocab_size", json!(1_000_000_000)),
+            ("hidden_size", json!(1_000_000_000)),
+            ("max_position_embeddings", json!("77")),
+            ("hidden_act", json!(3)),
+            ("layer_norm_eps", json!("12")),
+            ("layer_norm_eps", Value::Null),
+            ("hidden_size", json!(33)),
+        ] {
+            let mut config = TextConfig::preset("sd-tiny").unwrap().to_json();
+            config[key] = value;
+            let error = TextConfig::from_json(&config).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")) && !error.contains('\n'), "{error}");
+        }
     }
 }

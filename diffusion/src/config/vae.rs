@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::Fields;
+use super::{
+    DIFFUSERS_VERSION, Fields,
+    fields::{BLOCKS, WIDTH, count},
+};
 use crate::{Error, Result};
 
 /// The architecture of a VAE.
@@ -33,7 +36,7 @@ impl VaeConfig {
     /// # Errors
     /// A value that is not supported, or a field that is missing.
     pub fn from_json(config: &Value) -> Result<Self> {
-        let mut fields = Fields::new("VAE", config)?;
+        let mut fields = Fields::new(config)?;
         fields.class("_class_name", "AutoencoderKL")?;
         fields.only("in_channels", json!(3), "")?;
         fields.only("out_channels", json!(3), "")?;
@@ -47,23 +50,26 @@ impl VaeConfig {
         }
         fields.only("mid_block_add_attention", json!(true), "")?;
         fields.only("act_fn", json!("silu"), "")?;
-        let block_out_channels = fields.counts("block_out_channels")?;
+        let block_out_channels = fields.channels("block_out_channels")?;
         let levels = block_out_channels.len();
         fields.names("down_block_types", &["DownEncoderBlock2D"], levels)?;
         fields.names("up_block_types", &["UpDecoderBlock2D"], levels)?;
         let read = Self {
-            sample_size: fields.count("sample_size", Some(512))?,
-            layers_per_block: fields.count("layers_per_block", Some(1))?,
+            sample_size: fields.get("sample_size", Some(512), "a side up to 65536, or a list of sides", |value| {
+                // Nothing is made by it: the first of a list, as diffusers has it for tiles.
+                count(value.as_array().and_then(|sides| sides.first()).unwrap_or(value), 1 << 16)
+            })?,
+            layers_per_block: fields.count("layers_per_block", Some(1), BLOCKS)?,
             latent_channels: 4,
-            norm_num_groups: fields.count("norm_num_groups", Some(32))?,
-            scaling_factor: fields.number("scaling_factor", SCALING_FACTOR)?,
+            norm_num_groups: fields.count("norm_num_groups", Some(32), WIDTH)?,
+            scaling_factor: fields.number("scaling_factor", SCALING_FACTOR, 1e6)?,
             force_upcast: fields.get("force_upcast", Some(None), "true or false", |value| value.as_bool().map(Some))?,
             block_out_channels,
         };
         fields.finish()?;
         if let Some(channels) = read.block_out_channels.iter().find(|channels| *channels % read.norm_num_groups != 0) {
             return Err(Error::data(format!(
-                "VAE config: {channels} channels cannot be split into {} groups",
+                "`block_out_channels` {channels} cannot be split into {} groups (`norm_num_groups`)",
                 read.norm_num_groups
             )));
         }
@@ -80,7 +86,7 @@ impl VaeConfig {
         let levels = self.block_out_channels.len();
         let mut config = json!({
             "_class_name": "AutoencoderKL",
-            "_diffusers_version": "0.6.0",
+            "_diffusers_version": DIFFUSERS_VERSION,
             "act_fn": "silu",
             "block_out_channels": self.block_out_channels,
             "down_block_types": vec!["DownEncoderBlock2D"; levels],

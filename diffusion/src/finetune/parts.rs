@@ -22,7 +22,7 @@ use crate::{
     noise,
     pipeline::default_precision,
     prompts,
-    schedule::{Sampler, SamplerName},
+    schedule::SamplerName,
     source::Source,
 };
 
@@ -52,8 +52,7 @@ impl Parts {
         if let Some(table) = &config.images {
             prompts = denoise::prompts(table)?;
         }
-        let sampler = Sampler::new(SamplerName::Ddim, &source.scheduler()?, config.sample_steps, config.sampling().1)?;
-        drop(sampler);
+        drop(source.sampler(SamplerName::Ddim, config.sample_steps, config.sampling().1)?);
         let device = config.device.resolve()?;
         let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
         let mut rewards: Vec<Weighted> = Vec::new();
@@ -68,10 +67,7 @@ impl Parts {
             }
             rewards.push(Weighted { label, reward, weight: spec.weight });
         }
-        if source.prediction_type_is_assumed() {
-            let text = "prediction type: epsilon (a single file does not say; prediction_type does)";
-            observer.event(&Event::Note(text));
-        }
+        source.tell(observer)?;
         prompts::warn(&prompts, &config.negative_prompt, &source.tokenizer()?, observer)?;
         let models = Models::load(config, source, device, kind)?;
         let all = prompts.iter().chain(&held_out).map(String::as_str);

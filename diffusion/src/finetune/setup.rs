@@ -83,15 +83,17 @@ impl Models {
             );
             return Err(Error::data(text).hint("are its parts of different models?"));
         }
-        let (native, factor) = (unet_config.sample_size * vae_config.factor(), vae_config.factor());
-        let side = |name: &str, asked: Option<usize>| {
-            let side = asked.map_or(native, |asked| asked as i64);
+        let ([native_height, native_width], factor) = (unet_config.sample_size, vae_config.factor());
+        let side = |name: &str, asked: Option<usize>, native: i64| {
+            let side = asked.map_or(native * factor, |asked| asked as i64);
             if side > 0 && side % factor == 0 {
                 return Ok(side.div_euclid(factor));
             }
             Err(Error::usage(format!("{name} = {side}: want a multiple of {factor}, as the VAE of this model needs")))
         };
-        let latents = [unet_config.channels, side("height", config.height)?, side("width", config.width)?];
+        let (height, width) =
+            (side("height", config.height, native_height)?, side("width", config.width, native_width)?);
+        let latents = [unet_config.channels, height, width];
         Ok(Self { unet, base, vae, text_adapters: adapters.text, latents })
     }
 }

@@ -70,7 +70,7 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let prediction_type = config.prediction_type.as_deref().map(str::parse).transpose()?;
     // `random:NAME` is one model, whatever the seed of the noise.
     let source = Source::open(model, SourceOptions { seed: 0, prediction_type })?;
-    let sampler = Sampler::new(config.scheduler, &source.scheduler()?, config.steps, config.eta)?;
+    let sampler = source.sampler(config.scheduler, config.steps, config.eta)?;
     let size = Size::of(config, &source)?;
     let (width, height) = size.pixels;
     let device = config.device.resolve()?;
@@ -152,15 +152,16 @@ impl Size {
     /// As asked for, else as the model was trained.
     fn of(config: &GenerateConfig, source: &Source) -> Result<Self> {
         let (unet, vae) = (source.unet_config()?, source.vae()?.0);
-        let (native, factor) = (unet.sample_size * vae.factor(), vae.factor());
-        let side = |name: &str, asked: Option<usize>| {
-            let side = asked.map_or(native, |asked| asked as i64);
+        let ([native_height, native_width], factor) = (unet.sample_size, vae.factor());
+        let side = |name: &str, asked: Option<usize>, native: i64| {
+            let side = asked.map_or(native * factor, |asked| asked as i64);
             if side % factor == 0 {
                 return Ok(side);
             }
             Err(Error::usage(format!("{name} = {side}: want a multiple of {factor}, as the VAE of this model needs")))
         };
-        let (height, width) = (side("height", config.height)?, side("width", config.width)?);
+        let (height, width) =
+            (side("height", config.height, native_height)?, side("width", config.width, native_width)?);
         let latents = [unet.channels, height.div_euclid(factor), width.div_euclid(factor)];
         Ok(Self { pixels: (width as u32, height as u32), latents })
     }
@@ -216,10 +217,7 @@ impl Run<'_> {
             let text = format!("{} of {} images are there already", self.total - left.len(), self.total);
             self.observer.event(&Event::Note(&text));
         }
-        if source.prediction_type_is_assumed() {
-            self.observer
-                .event(&Event::Note("prediction type: epsilon (a single file does not say; --prediction-type does)"));
-        }
+        source.tell(self.observer)?;
         let lora = match &config.lora {
             Some(path) => Lora::open(path, &source.layers()?, config.lora_scale)?,
             None => Lora::default(),

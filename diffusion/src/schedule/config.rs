@@ -20,6 +20,9 @@ pub enum BetaSchedule {
     SquaredCosine,
 }
 
+/// Most training steps; published models have 1,000.
+const MOST_TIMESTEPS: usize = 100_000;
+
 /// A scheduler config as it was read, with the keys that every sampler shares checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
@@ -75,22 +78,72 @@ impl SchedulerConfig {
 
     /// Reads the text of a `scheduler_config.json`.
     ///
-    /// diffusers writes Python's `-Infinity` for DPM-Solver's `lambda_min_clipped`, which JSON does not know: read as null,
-    /// and null is that key's default.
+    /// Python writes `NaN` and `Infinity`, which JSON does not know. One key has such a value by default, DPM-Solver's
+    /// `lambda_min_clipped` (`-Infinity`): read as absent. Anywhere else they are errors.
     ///
     /// # Errors
     /// Not JSON, or as [`Self::from_json`].
     pub fn from_text(text: &str) -> Result<Self> {
-        let value: Value = match serde_json::from_str(text) {
-            Ok(value) => value,
-            Err(error) => {
-                let pattern = regex::Regex::new(r"(:\s*)-?(?:Infinity|NaN)(\s*[,}])")
-                    .map_err(|error| Error::data("scheduler config").caused_by(error))?;
-                serde_json::from_str(&pattern.replace_all(text, "${1}null${2}"))
-                    .map_err(|_| Error::data(format!("scheduler config: not JSON: {error}")))?
-            }
+        let invalid = |error: serde_json::Error| Error::data(format!("not JSON: {error}"));
+        let error = match serde_json::from_str(text) {
+            Ok(value) => return Self::from_json(&value),
+            Err(error) => error,
         };
+        let pattern = regex::Regex::new(r"([:\[,]\s*)(-?Infinity|NaN)(\s*[,}\]])")
+            .map_err(|error| Error::data("scheduler config").caused_by(error))?;
+        // Twice: what ends one value begins the next in a list.
+        let quoted = pattern.replace_all(text, r#"$1"$2"$3"#);
+        let quoted = pattern.replace_all(&quoted, r#"$1"$2"$3"#);
+        let mut value: Value = serde_json::from_str(&quoted).map_err(|_| invalid(error))?;
+        if let Some(file) = value.as_object_mut() {
+            if file.get("lambda_min_clipped").is_some_and(|value| value == "-Infinity") {
+                file.shift_remove("lambda_min_clipped");
+            }
+            let unreal = |value: &&Value| ["NaN", "Infinity", "-Infinity"].iter().any(|name| *value == name);
+            let found = file.iter().find_map(|(key, value)| {
+                let inside = value.as_array().into_iter().flatten();
+                Some((key, std::iter::once(value).chain(inside).find(unreal)?.as_str()?))
+            });
+            if let Some((key, name)) = found {
+                return Err(Error::data(format!("`{key}` is {name}, want a finite number")));
+            }
+        }
         Self::from_json(&value)
+    }
+
+    /// The same schedule as diffusers' pipeline of Stable Diffusion 1.x and 2.x takes it, whatever the file says or lacks:
+    /// no clipping, and an offset of 1. With it, sentences that say what was changed.
+    ///
+    /// A PNDM file that lacks `set_alpha_to_one` means false, the default of that class only, and what these models want.
+    pub(crate) fn in_pipeline(mut self) -> (Self, Vec<String>) {
+        let mut changed = Vec::new();
+        let class = self.class_name().unwrap_or_default().to_owned();
+        let clips = match self.file.get("clip_sample") {
+            Some(Value::Bool(clips)) => *clips,
+            _ => class.starts_with("DDIM"),
+        };
+        if clips {
+            changed.push("`clip_sample` is true or absent, taken as false".to_owned());
+        }
+        if self.steps_offset != 1 && matches!(self.timestep_spacing, None | Some(Spacing::Leading)) {
+            changed.push(format!("`steps_offset` is {}, taken as 1", self.steps_offset));
+        }
+        self.steps_offset = 1;
+        self.file.insert("clip_sample".to_owned(), Value::Bool(false));
+        self.file.insert("steps_offset".to_owned(), Value::from(1));
+        if class == "PNDMScheduler" {
+            self.file.entry("set_alpha_to_one").or_insert(Value::Bool(false));
+        }
+        (self, changed)
+    }
+
+    /// The same schedule rescaled so that the last step is pure noise, with the spacing that reaches it (Lin et al., 2023).
+    #[must_use]
+    pub(crate) fn with_zero_terminal_snr(mut self) -> Self {
+        self.file.insert("rescale_betas_zero_snr".to_owned(), Value::Bool(true));
+        self.file.insert("timestep_spacing".to_owned(), Value::from("trailing"));
+        (self.rescale_betas_zero_snr, self.timestep_spacing) = (true, Some(Spacing::Trailing));
+        self
     }
 
     /// Reads the JSON value of a `scheduler_config.json`.
@@ -98,18 +151,19 @@ impl SchedulerConfig {
     /// # Errors
     /// Names the key, its value and what is supported.
     pub fn from_json(value: &Value) -> Result<Self> {
-        let file = value.as_object().ok_or_else(|| Error::data("scheduler config: want a JSON object"))?.clone();
+        let file = value.as_object().ok_or_else(|| Error::data("not a JSON object, as a scheduler config is"))?.clone();
         if let Some(class) = file.get("_class_name").and_then(Value::as_str)
             && class.starts_with("Flow")
         {
             return Err(Error::data(format!(
-                "scheduler config: `_class_name` is {class}: flow-matching models are not supported, want Stable Diffusion 1.x or 2.x"
+                "`_class_name` is {class}: flow-matching models are not supported, want Stable Diffusion 1.x or 2.x"
             )));
         }
         let keys = Keys(&file);
         let num_train_timesteps = keys.integer("num_train_timesteps", 1000)?;
-        if num_train_timesteps < 2 {
-            return Err(refused("num_train_timesteps", &file["num_train_timesteps"], "2 or more"));
+        if !(2..=MOST_TIMESTEPS).contains(&num_train_timesteps) {
+            let range = format!("a whole number from 2 to {MOST_TIMESTEPS}");
+            return Err(refused("num_train_timesteps", &file["num_train_timesteps"], &range));
         }
         let trained_betas = keys.betas("trained_betas", num_train_timesteps)?;
         let beta_start = keys.number("beta_start", 0.0001)?;
@@ -142,6 +196,8 @@ impl SchedulerConfig {
                 ("linspace", Some(Spacing::Linspace)),
             ],
         )?;
+        // Samplers take it from the file; what it may be is checked for all of them.
+        keys.flag("clip_sample", true)?;
         Ok(Self {
             num_train_timesteps,
             beta_start,
@@ -236,16 +292,14 @@ impl Keys<'_> {
             Some(betas) if betas.len() == count && betas.iter().all(|beta| *beta > 0.0 && *beta <= 1.0) => {
                 Ok(Some(betas))
             }
-            Some(betas) => {
-                Err(Error::data(format!("scheduler config: `{key}` is {} numbers, want {want}", betas.len())))
-            }
-            None => Err(Error::data(format!("scheduler config: `{key}`: want {want}"))),
+            Some(betas) => Err(Error::data(format!("`{key}` is {} numbers, want {want}", betas.len()))),
+            None => Err(Error::data(format!("`{key}`: want {want}"))),
         }
     }
 }
 
 pub(super) fn refused(key: &str, value: &Value, supported: &str) -> Error {
-    Error::data(format!("scheduler config: `{key}` is {value}, supported: {supported}"))
+    Error::data(format!("`{key}` is {value}, supported: {supported}"))
 }
 
 #[cfg(test)]
@@ -261,6 +315,7 @@ mod tests {
         assert_eq!((config.beta_schedule, config.steps_offset), (BetaSchedule::ScaledLinear, 1));
         assert_eq!((config.num_train_timesteps, config.beta_end), (1000, 0.02));
         assert_eq!(config.timestep_spacing, None);
+        assert_eq!(config.to_json().get("lambda_min_clipped"), None);
         let saved = config.with_prediction_type(PredictionType::Velocity).to_json();
         assert_eq!(saved["skip_prk_steps"], Value::Bool(true));
         assert_eq!(saved["prediction_type"], "v_prediction");
@@ -272,27 +327,56 @@ mod tests {
         assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
     }
 
+    /// diffusers 0.42.1, `StableDiffusionPipeline.__init__`.
+    #[test]
+    fn the_pipeline_does_not_clip_and_begins_at_1() {
+        let read = |text: &str| SchedulerConfig::from_text(text).unwrap().in_pipeline();
+        for (text, remarks) in [
+            (r#"{"_class_name": "DDIMScheduler", "clip_sample": true, "steps_offset": 0}"#, 2),
+            (r#"{"_class_name": "DDIMScheduler", "steps_offset": 1}"#, 1),
+            (r#"{"_class_name": "PNDMScheduler", "skip_prk_steps": true}"#, 1),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"}"#, 0),
+            (r#"{"_class_name": "DDIMScheduler", "clip_sample": false, "steps_offset": 1}"#, 0),
+        ] {
+            let (config, found) = read(text);
+            assert_eq!(found.len(), remarks, "{text} {found:?}");
+            assert_eq!((config.steps_offset, config.keys().flag("clip_sample", true).unwrap()), (1, false));
+            let again = SchedulerConfig::from_json(&config.to_json()).unwrap().in_pipeline();
+            assert_eq!(again, (config, Vec::new()));
+        }
+        let pndm = read(r#"{"_class_name": "PNDMScheduler"}"#).0;
+        assert!(!pndm.keys().flag("set_alpha_to_one", true).unwrap());
+        let ddim = read(r#"{"_class_name": "DDIMScheduler"}"#).0;
+        assert!(ddim.keys().flag("set_alpha_to_one", true).unwrap());
+    }
+
+    #[test]
+    fn zero_terminal_snr_is_what_its_json_says() {
+        let config = SchedulerConfig::stable_diffusion(PredictionType::Velocity).with_zero_terminal_snr();
+        assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
+    }
+
     #[test]
     fn an_unknown_value_is_named_with_what_is_supported() {
         for (text, message) in [
             (
                 r#"{"beta_schedule": "sigmoid"}"#,
-                r#"scheduler config: `beta_schedule` is "sigmoid", supported: linear, scaled_linear, squaredcos_cap_v2"#,
+                r#"`beta_schedule` is "sigmoid", supported: linear, scaled_linear, squaredcos_cap_v2"#,
             ),
             (
                 r#"{"prediction_type": "flow_prediction"}"#,
-                r#"scheduler config: `prediction_type` is "flow_prediction", supported: epsilon, v_prediction, sample"#,
+                r#"`prediction_type` is "flow_prediction", supported: epsilon, v_prediction, sample"#,
             ),
-            (r#"{"steps_offset": -1}"#, "scheduler config: `steps_offset` is -1, supported: a whole number, 0 or more"),
-            (r#"{"beta_end": 1.5}"#, "scheduler config: `beta_end` is 1.5, supported: a number between 0 and 1"),
-            ("[]", "scheduler config: want a JSON object"),
+            (r#"{"steps_offset": -1}"#, "`steps_offset` is -1, supported: a whole number, 0 or more"),
+            (r#"{"beta_end": 1.5}"#, "`beta_end` is 1.5, supported: a number between 0 and 1"),
+            ("[]", "not a JSON object, as a scheduler config is"),
             (
                 r#"{"_class_name": "FlowMatchEulerDiscreteScheduler"}"#,
-                "scheduler config: `_class_name` is FlowMatchEulerDiscreteScheduler: flow-matching models are not supported, want Stable Diffusion 1.x or 2.x",
+                "`_class_name` is FlowMatchEulerDiscreteScheduler: flow-matching models are not supported, want Stable Diffusion 1.x or 2.x",
             ),
             (
                 r#"{"trained_betas": [0.1]}"#,
-                "scheduler config: `trained_betas` is 1 numbers, want null or 1000 numbers (`num_train_timesteps`), each above 0 and at most 1",
+                "`trained_betas` is 1 numbers, want null or 1000 numbers (`num_train_timesteps`), each above 0 and at most 1",
             ),
         ] {
             assert_eq!(SchedulerConfig::from_text(text).unwrap_err().to_string(), message);

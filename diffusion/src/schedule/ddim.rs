@@ -133,13 +133,10 @@ mod tests {
         let error = |text: &str, steps, eta| {
             Ddim::new(&SchedulerConfig::from_text(text).unwrap(), steps, eta).unwrap_err().to_string()
         };
-        assert_eq!(
-            error(r#"{"thresholding": true}"#, 10, 0.0),
-            "scheduler config: `thresholding` is true, supported: false"
-        );
+        assert_eq!(error(r#"{"thresholding": true}"#, 10, 0.0), "`thresholding` is true, supported: false");
         assert_eq!(
             error(r#"{"rescale_betas_zero_snr": true, "timestep_spacing": "trailing"}"#, 10, 0.0),
-            "scheduler config: `rescale_betas_zero_snr` is true, supported: false, for a model that predicts epsilon"
+            "`rescale_betas_zero_snr` is true, supported: false, for a model that predicts epsilon"
         );
         assert_eq!(error("{}", 10, 5.0), "eta 5: a step would add more noise than its level has");
         assert_eq!(

@@ -44,7 +44,7 @@ impl Dpmpp2m {
         keys.choice("algorithm_type", (), &[("dpmsolver++", ()), ("deis", ())])?;
         keys.choice("variance_type", (), &[("fixed_small", ()), ("fixed_large", ())])?;
         if keys.integer("solver_order", 2)? != 2 {
-            return Err(Error::data("scheduler config: `solver_order` is not 2, the order of DPM-Solver++ 2M"));
+            return Err(Error::data("`solver_order` is not 2, the order of DPM-Solver++ 2M"));
         }
         // The last three are DEIS's and UniPC's; diffusers takes midpoint for them.
         let solver = keys.choice(
@@ -187,10 +187,10 @@ mod tests {
         for (keys, message) in [
             (
                 r#", "algorithm_type": "sde-dpmsolver++""#,
-                r#"scheduler config: `algorithm_type` is "sde-dpmsolver++", supported: dpmsolver++, deis"#,
+                r#"`algorithm_type` is "sde-dpmsolver++", supported: dpmsolver++, deis"#,
             ),
-            (r#", "use_lu_lambdas": true"#, "scheduler config: `use_lu_lambdas` is true, supported: false"),
-            (r#", "solver_order": 3"#, "scheduler config: `solver_order` is not 2, the order of DPM-Solver++ 2M"),
+            (r#", "use_lu_lambdas": true"#, "`use_lu_lambdas` is true, supported: false"),
+            (r#", "solver_order": 3"#, "`solver_order` is not 2, the order of DPM-Solver++ 2M"),
         ] {
             assert_eq!(sampler(keys, 20).unwrap_err().to_string(), message);
         }

@@ -3,6 +3,9 @@
 
 mod configs;
 mod keys;
+mod other;
+mod said;
+mod yaml;
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +15,12 @@ use std::{
 use reward::weights::{file::TensorFile, wrappers};
 use serde_json::Value;
 
-use crate::{Error, Result, weights::Stored};
+use crate::{
+    Error, Result,
+    remark::Remark,
+    schedule::{PredictionType, SchedulerConfig},
+    weights::Stored,
+};
 
 const UNET: &str = "model.diffusion_model.";
 const VAE: &str = "first_stage_model.";
@@ -54,21 +62,6 @@ const IGNORED: [&str; 25] = [
     "cond_stage_model.model.attn_mask",
 ];
 
-/// Keys that give another architecture away.
-const OTHERS: [(&str, &str); 11] = [
-    ("conditioner.", "Stable Diffusion XL"),
-    ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
-    ("joint_blocks.", "Stable Diffusion 3"),
-    ("model.diffusion_model.double_blocks.", "Flux"),
-    ("double_blocks.", "Flux"),
-    ("depth_model.", "Stable Diffusion 2 depth"),
-    ("low_scale_model.", "the Stable Diffusion upscaler"),
-    ("embedder.", "Stable unCLIP"),
-    ("noise_augmentor.", "Stable unCLIP"),
-    ("control_model.", "ControlNet"),
-    ("model.diffusion_model.label_emb.", "Stable Diffusion XL or another class-conditioned UNet"),
-];
-
 /// Which Stable Diffusion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -85,6 +78,7 @@ pub struct SingleFile {
     unet: Placed,
     vae: Placed,
     text: Placed,
+    said: said::Said,
 }
 
 /// One model's keys and where they are, with shapes as our model wants them (but for ones).
@@ -116,26 +110,17 @@ impl SingleFile {
             (Path::new(file), choice.map(str::to_owned))
         });
         let file = TensorFile::open_all(path)?;
-        let places = wrappers::find(std::slice::from_ref(&file), &[ANCHOR], choice.as_deref())?;
+        let found = wrappers::find(std::slice::from_ref(&file), &[ANCHOR], choice.as_deref());
+        if found.is_err() {
+            other::refuse(path, file.shapes())?;
+        }
+        let places = found?;
         let shape = |stored: &String| file.shapes().get(stored).cloned().unwrap_or_default();
         let shapes: &BTreeMap<String, Vec<usize>> =
             &places.iter().map(|(name, (_, stored))| (name.clone(), shape(stored))).collect();
+        other::refuse(path, shapes)?;
         let has = |prefix: &str| shapes.keys().any(|key| key.starts_with(prefix));
         let failed = |what: String| Error::data(format!("{}: {what}", path.display()));
-        if let Some((_, name)) = OTHERS.iter().find(|(prefix, _)| has(prefix)) {
-            return Err(failed(format!("{name} is not supported, want Stable Diffusion 1.x or 2.x")));
-        }
-        if has("down_blocks.") || has("text_model.") || has("encoder.down_blocks.") {
-            return Err(failed("one model of a diffusers folder, want the whole checkpoint".to_owned())
-                .hint("give the folder that holds model_index.json"));
-        }
-        for (what, prefixes) in [("UNet", &[UNET][..]), ("VAE", &[VAE]), ("text encoder", &[CLIP_TEXT, OPEN_CLIP_TEXT])]
-        {
-            if !prefixes.iter().any(|prefix| has(prefix)) {
-                return Err(failed(format!("no {what} in this file (no key starts with `{}`)", prefixes[0]))
-                    .hint("a single-file checkpoint holds UNet, VAE and text encoder"));
-            }
-        }
         let layers = configs::unet_layers(shapes);
         let blocks = configs::vae_blocks(shapes);
         let text_layers = configs::open_clip_layers(shapes);
@@ -144,7 +129,7 @@ impl SingleFile {
         let mut unknown = Vec::new();
         for (name, shape) in shapes {
             let ignored = |key: &&str| name == *key || (key.ends_with('.') && name.starts_with(*key));
-            if IGNORED.iter().any(ignored) || name.ends_with(".position_ids") {
+            if IGNORED.iter().any(ignored) || said::KEYS.contains(&name.as_str()) || name.ends_with(".position_ids") {
                 continue;
             }
             let (model, parts) = if let Some(key) = name.strip_prefix(UNET) {
@@ -188,7 +173,8 @@ impl SingleFile {
             _ if has(OPEN_CLIP_TEXT) => Family::Two,
             _ => Family::One,
         };
-        let single = Self { path: path.to_owned(), family, unet, vae, text };
+        let said = said::Said::read(&file, family)?;
+        let single = Self { path: path.to_owned(), family, unet, vae, text, said };
         single.check_widths()?;
         Ok(single)
     }
@@ -214,12 +200,32 @@ impl SingleFile {
         self.family
     }
 
-    /// The UNet's `config.json`; `sample_size` is that of 512-pixel images.
+    /// The noise schedule, by what the file and a yaml beside it say; `asked` is what the user says that it predicts.
+    ///
+    /// # Errors
+    /// They contradict each other, or say what this program does not have.
+    pub fn scheduler(&self, asked: Option<PredictionType>) -> Result<SchedulerConfig> {
+        self.said.scheduler(asked)
+    }
+
+    /// What the user should know about the schedule.
+    ///
+    /// # Errors
+    /// As [`SingleFile::scheduler`].
+    pub fn remarks(&self, asked: Option<PredictionType>) -> Result<Vec<Remark>> {
+        self.said.remarks(asked)
+    }
+
+    /// The UNet's `config.json`; `sample_size` is that of the resolution in the metadata, or of 512-pixel images.
     ///
     /// # Errors
     /// A tensor that the architecture is told from is missing.
     pub fn unet_config(&self) -> Result<Value> {
-        configs::unet(&self.unet.shapes, self.family).map_err(|key| self.missing(&key))
+        let mut config = configs::unet(&self.unet.shapes, self.family).map_err(|key| self.missing(&key))?;
+        if let Some(sides) = self.said.resolution {
+            config["sample_size"] = sides.map(|side| side.div_euclid(8)).to_vec().into();
+        }
+        Ok(config)
     }
 
     /// The VAE's `config.json`.

@@ -105,7 +105,7 @@ impl Unet {
         let mut build = Build { config, weights, transformers: 0 };
         let levels = config.block_out_channels.len();
         let down = (0..levels).map(|level| build.down(level)).collect();
-        let mid = build.mid();
+        let mid = config.mid_block.then(|| build.mid());
         let up = (0..levels).map(|index| build.up(index)).collect();
         let parameters = build.weights.finish()?;
         Ok(Self {

@@ -30,7 +30,7 @@ pub struct Unet {
     time: TimeEmbedding,
     conv_in: Conv2d,
     down: Vec<DownBlock>,
-    mid: MidBlock,
+    mid: Option<MidBlock>,
     up: Vec<UpBlock>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -45,7 +45,8 @@ impl Unet {
         let mut context = Context::new(hidden.to_kind(self.parameters.kind));
         let down = self.down.iter().flat_map(|block| &block.attentions);
         let up = self.up.iter().flat_map(|block| &block.attentions);
-        for attention in down.chain([&self.mid.attention]).chain(up) {
+        let mid = self.mid.iter().map(|block| &block.attention);
+        for attention in down.chain(mid).chain(up) {
             attention.project(&mut context);
         }
         context
@@ -75,7 +76,9 @@ impl Unet {
         for block in &self.down {
             x = block.forward(&x, &call, &mut skips);
         }
-        x = self.mid.forward(&x, &call);
+        if let Some(mid) = &self.mid {
+            x = mid.forward(&x, &call);
+        }
         for block in &self.up {
             let own = skips.split_off(skips.len().saturating_sub(block.resnets.len()));
             let size = skips.last().map_or(side(&x), side);

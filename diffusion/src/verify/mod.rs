@@ -167,7 +167,7 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
     say("UNet");
     let (config, weights) = source.unet()?;
     let ours = Unet::new(&config, weights.to(device, kind).adapters(lora.unet))?;
-    let side = config.sample_size.min(LARGEST_SIDE);
+    let side = config.sample_size[0].min(LARGEST_SIDE);
     let latents = normal(options.seed, "latents", &[1, config.channels, side, side]).to_device(device);
     let expected = {
         let reference = reference::unet(&config, &ours.parameters)?;

@@ -1,6 +1,6 @@
 //! Reading fixtures, and how far values are from them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use tch::{Kind, Tensor};
@@ -8,6 +8,26 @@ use tch::{Kind, Tensor};
 /// Where `name` is in `tests/golden`.
 pub(crate) fn golden(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden")).join(name)
+}
+
+/// Copies the folder of the golden pipeline, to be changed.
+pub(crate) fn copy_of_model(to: &Path) {
+    let model = golden("pipeline/model");
+    for part in ["text_encoder", "tokenizer", "scheduler", "unet", "vae", "."] {
+        fs_err::create_dir_all(to.join(part)).unwrap();
+        for entry in fs_err::read_dir(model.join(part)).unwrap().map(Result::unwrap) {
+            if entry.path().is_file() {
+                fs_err::copy(entry.path(), to.join(part).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+}
+
+/// Reads, changes and writes a JSON file.
+pub(crate) fn edit(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let mut value = serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
+    change(&mut value);
+    fs_err::write(path, value.to_string()).unwrap();
 }
 
 /// A safetensors file of expected values, read without this project's own reader.

@@ -11,7 +11,7 @@ use diffusion::{
     weights::Parameters,
 };
 
-use crate::fixture::{golden, values};
+use crate::fixture::{copy_of_model, golden, values};
 
 struct Models {
     unet: Unet,
@@ -91,14 +91,7 @@ fn layers_are_told_without_reading_weights() {
 fn a_pickle_is_read_where_there_is_no_safetensors_file() {
     let temporary = tempfile::tempdir().unwrap();
     let model = golden("pipeline/model");
-    for part in ["text_encoder", "tokenizer", "scheduler", "unet", "vae", "."] {
-        fs_err::create_dir_all(temporary.path().join(part)).unwrap();
-        for entry in fs_err::read_dir(model.join(part)).unwrap().map(Result::unwrap) {
-            if entry.path().is_file() {
-                fs_err::copy(entry.path(), temporary.path().join(part).join(entry.file_name())).unwrap();
-            }
-        }
-    }
+    copy_of_model(temporary.path());
     let encoder = temporary.path().join("text_encoder");
     fs_err::remove_file(encoder.join("model.safetensors")).unwrap();
     fs_err::copy(golden("pipeline/pytorch_model.bin"), encoder.join("pytorch_model.bin")).unwrap();

@@ -7,6 +7,7 @@ mod fixture;
 mod folders;
 mod lora;
 mod models;
+mod old_folders;
 mod pipeline;
 mod refused;
 mod samplers;

@@ -3,6 +3,8 @@
 use std::{collections::HashMap, path::Path};
 
 use diffusion::{
+    remark::Remark,
+    schedule::{PredictionType, SamplerName, Spacing},
     source::{Source, SourceOptions},
     text::TextEncoder,
     unet::Unet,
@@ -37,18 +39,26 @@ fn value(number: usize, index: usize) -> f32 {
 }
 
 fn write(path: &Path, family: &str, extra: &[&str]) {
+    write_saying(path, family, extra, &[]);
+}
+
+/// With the metadata of a safetensors file.
+fn write_saying(path: &Path, family: &str, extra: &[&str], metadata: &[(&str, &str)]) {
     let mut tensors = HashMap::new();
     for (number, (_, ldm, _, shape)) in keys(family).into_iter().enumerate() {
         let bytes = (0..shape.iter().product()).flat_map(|index| value(number, index).to_le_bytes()).collect();
         tensors.insert(ldm, (shape, bytes));
     }
     for name in extra {
-        tensors.insert((*name).to_owned(), (vec![1], vec![0_u8; 4]));
+        // ComfyUI's have no elements.
+        let count = usize::from(!["v_pred", "ztsnr"].contains(name));
+        tensors.insert((*name).to_owned(), (vec![count], vec![0_u8; 4 * count]));
     }
     let views = tensors.iter().map(|(name, (shape, bytes)): (&String, &(Vec<usize>, Vec<u8>))| {
         (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
     });
-    safetensors::serialize_to_file(views, None, path).unwrap();
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    safetensors::serialize_to_file(views, Some(metadata), path).unwrap();
 }
 
 /// What trainers leave in published files.
@@ -74,7 +84,6 @@ fn opened(family: &str) -> (tempfile::TempDir, Source) {
 fn every_key_comes_from_where_diffusers_takes_it() {
     for family in ["sd1", "sd2"] {
         let (_folder, source) = opened(family);
-        assert!(source.prediction_type_is_assumed());
         let (config, weights) = source.unet().unwrap();
         let unet = Unet::new(&config, weights).unwrap();
         let (config, weights) = source.vae().unwrap();
@@ -120,6 +129,145 @@ fn configs_come_from_shapes() {
                 assert_eq!(&found[field], wanted, "{family} {model} {field}");
             }
         }
+    }
+}
+
+/// What is predicted, the spacing, and the remarks in one text; or the error with its hint.
+fn says(path: &Path, asked: Option<PredictionType>) -> Result<(PredictionType, Option<Spacing>, String), String> {
+    let options = SourceOptions { prediction_type: asked, ..SourceOptions::default() };
+    let read = || {
+        let source = Source::open(path.to_str().unwrap(), options)?;
+        let config = source.scheduler()?;
+        let remarks = source.remarks()?.into_iter().map(|remark| match remark {
+            Remark::Note(text) => format!("note: {text}"),
+            Remark::Warning(text) => format!("warning: {text}"),
+        });
+        assert_eq!(config.rescale_betas_zero_snr, config.timestep_spacing.is_some());
+        source.sampler(SamplerName::Ddim, 10, 0.0)?;
+        Ok((config.prediction_type, config.timestep_spacing, remarks.collect::<Vec<_>>().join("\n")))
+    };
+    read().map_err(|error: diffusion::Error| format!("{error}\n{}", error.hint_text().unwrap_or_default()))
+}
+
+/// ComfyUI writes `v_pred`, `ztsnr` and `modelspec.predict_key`, kohya `modelspec.prediction_type`.
+#[test]
+fn what_a_file_says_of_its_prediction_is_followed() {
+    use PredictionType::{Epsilon, Velocity};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let trailing = Some(Spacing::Trailing);
+    for (family, keys, metadata, wanted, spacing, told) in [
+        ("sd1", &[][..], &[][..], Epsilon, None, "note: prediction type: epsilon"),
+        ("sd2", &[], &[], Epsilon, None, "warning: "),
+        ("sd2", &[], &[("modelspec.prediction_type", "v")], Velocity, None, "note: prediction type: v_prediction, as"),
+        ("sd2", &[], &[("modelspec.prediction_type", "epsilon")], Epsilon, None, "note: "),
+        ("sd1", &[], &[("modelspec.predict_key", "v")], Velocity, None, "modelspec.predict_key"),
+        ("sd2", &[], &[("modelspec.architecture", "stable-diffusion-v2-768-v")], Velocity, None, "architecture"),
+        ("sd2", &[], &[("modelspec.architecture", "stable-diffusion-v2-512")], Epsilon, None, "note: "),
+        ("sd1", &["v_pred"], &[], Velocity, None, "its key `v_pred`"),
+        ("sd2", &["v_pred", "ztsnr"], &[("modelspec.predict_key", "v")], Velocity, trailing, "note: zero terminal SNR"),
+    ] {
+        write_saying(&path, family, keys, metadata);
+        let (found, spaced, remarks) = says(&path, None).unwrap();
+        assert_eq!((found, spaced), (wanted, spacing), "{family} {keys:?} {metadata:?}");
+        assert!(remarks.contains(told), "{family} {keys:?} {metadata:?}: {remarks}");
+        assert_eq!(remarks.contains("warning"), told == "warning: ", "{remarks}");
+        assert!(!remarks.contains("warning") || remarks.contains("--prediction-type v_prediction"));
+    }
+    // Contradictions and what this program does not have are refused, unless the user says.
+    for (keys, metadata, message) in [
+        (
+            &["v_pred"][..],
+            ("modelspec.prediction_type", "epsilon"),
+            "contradicts itself: its key `v_pred`, but `modelspec",
+        ),
+        (&[], ("modelspec.prediction_type", "flow"), "`modelspec.prediction_type` \"flow\": no prediction type"),
+        (&["ztsnr"], ("modelspec.prediction_type", "epsilon"), "key `ztsnr`: a schedule that ends in pure noise"),
+    ] {
+        write_saying(&path, "sd1", keys, &[metadata]);
+        let error = says(&path, None).unwrap_err();
+        assert!(error.contains(message) && error.contains("--prediction-type"), "{error}");
+        let (found, _, remarks) = says(&path, Some(Velocity)).unwrap();
+        assert_eq!(found, Velocity);
+        assert!(remarks.contains("v_prediction, as asked"), "{remarks}");
+    }
+}
+
+/// As CompVis' and Stability's programs, AUTOMATIC1111's and diffusers (`original_config`) read it.
+#[test]
+fn a_yaml_beside_a_file_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write(&path, "sd2", &[]);
+    let yaml = |text: &str| fs_err::write(folder.path().join("model.yaml"), text).unwrap();
+    let v = "\u{feff}model:\n  params:\n    parameterization: \"v\"\n    linear_start: 0.001\n    timesteps: 500\n";
+    yaml(v);
+    let (found, _, remarks) = says(&path, None).unwrap();
+    assert_eq!(found, PredictionType::Velocity);
+    assert!(remarks.contains("`parameterization` \"v\" in") && remarks.contains("model.yaml"), "{remarks}");
+    let config = Source::open(path.to_str().unwrap(), SourceOptions::default()).unwrap().scheduler().unwrap();
+    assert_eq!((config.beta_start, config.beta_end, config.num_train_timesteps), (0.001, 0.012, 500));
+    yaml("model:\n  params:\n    linear_start: 0.00085\n");
+    let (found, _, remarks) = says(&path, None).unwrap();
+    assert_eq!(found, PredictionType::Epsilon);
+    assert!(remarks.starts_with("note: ") && remarks.contains("no `parameterization` in"), "{remarks}");
+    for (text, message) in [
+        (
+            "model:\n  params:\n    parameterization: x0\n    timesteps: many\n",
+            "`timesteps` is many, want a whole number",
+        ),
+        ("model:\n  params:\n    timesteps: 1000000000\n", "`num_train_timesteps` is 1000000000"),
+        ("model\n", "model.yaml line 1: not `key: value`"),
+        (
+            "model:\n  params:\n    cond_stage_config:\n      params:\n        layer: last\n",
+            "`cond_stage_config.params.layer` is last, want penultimate",
+        ),
+    ] {
+        yaml(text);
+        let error = says(&path, None).unwrap_err();
+        assert!(error.contains("model.yaml") && error.contains(message), "{error}");
+    }
+}
+
+/// kohya and ComfyUI say what a model was trained at.
+#[test]
+fn the_resolution_in_the_metadata_is_the_default_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for (said, wanted) in [("768x768", [96, 96]), ("768x512", [64, 96]), ("1e9x1e9", [64, 64])] {
+        write_saying(&path, "sd1", &[], &[("modelspec.resolution", said)]);
+        let source = Source::open(path.to_str().unwrap(), SourceOptions::default()).unwrap();
+        assert_eq!(source.unet_config().unwrap().sample_size, wanted, "{said}");
+    }
+}
+
+#[test]
+fn files_that_are_no_checkpoint_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("part.safetensors");
+    for (key, shape, name, hint) in [
+        ("down_blocks.0.resnets.0.conv1.weight", vec![1, 1], "a UNet by itself", "model_index.json"),
+        ("encoder.down_blocks.0.resnets.0.conv1.weight", vec![1, 1], "a VAE by itself", "model_index.json"),
+        ("encoder.down.0.block.0.conv1.weight", vec![1, 1], "a VAE by itself", "model_index.json"),
+        ("text_model.final_layer_norm.bias", vec![1], "a text encoder by itself", "model_index.json"),
+        ("input_blocks.0.0.weight", vec![1, 1], "a UNet by itself", "model_index.json"),
+        ("model.diffusion_model.input_blocks.0.0.weight", vec![1, 1], "no VAE in this file", "holds UNet, VAE"),
+        ("first_stage_model.encoder.conv_in.weight", vec![1, 1], "no UNet in this file", "holds UNet, VAE"),
+        ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", vec![1, 1], "a LoRA", "--lora"),
+        ("unet.mid_block.attentions.0.proj_in.lora_A.weight", vec![1, 1], "a LoRA", "--lora"),
+        ("emb_params", vec![2, 768], "an embedding of textual inversion", "load_textual_inversion"),
+        ("<cat-toy>", vec![768], "an embedding of textual inversion", "load_textual_inversion"),
+        ("control_model.input_blocks.0.0.weight", vec![1, 1], "a ControlNet", "--model"),
+        ("add_embedding.linear_1.weight", vec![1, 1], "a UNet of Stable Diffusion XL", ""),
+        ("double_blocks.0.img_attn.proj.bias", vec![1], "Flux", ""),
+        ("transformer_blocks.0.attn.to_q.weight", vec![1, 1], "a diffusion transformer", ""),
+    ] {
+        let bytes = vec![0; 4 * shape.iter().product::<usize>()];
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes).unwrap();
+        safetensors::serialize_to_file([(key, view)], None, &path).unwrap();
+        let error = Source::open(path.to_str().unwrap(), SourceOptions::default()).err().unwrap();
+        assert!(error.to_string().contains("part.safetensors") && error.to_string().contains(name), "{error}");
+        assert!(error.hint_text().unwrap_or_default().contains(hint), "{:?}", error.hint_text());
     }
 }
 

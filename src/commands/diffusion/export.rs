@@ -14,7 +14,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
     };
     use reward::{Error, output};
 
-    use crate::{commands, settings::layered};
+    use crate::{commands, progress::Progress, settings::layered};
 
     let settings: DiffusionExportArgs = layered(arguments, arguments.config.as_deref())?;
     let missing = |flag: &str, what: &str| Error::usage(format!("--{flag} is missing: {what}"));
@@ -65,6 +65,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
         }
         let lora = lora.map(|lora| (lora, settings.lora_scale.unwrap_or(1.0)));
         output::check_new(&output)?;
+        diffusion::source::Source::open(&model, options)?.tell(&Progress::new())?;
         folder(&model, options, lora, precision, &output::followed(&output)?)?;
     }
     commands::print(&output.display().to_string())?;
