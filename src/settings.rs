@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use clap::{Args, Command};
 use reward::{Error, error::did_you_mean};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 /// The settings `T` from `flags` (absent ones left out) over the file `config` over `T`'s defaults.
 ///
@@ -46,4 +46,18 @@ fn wrong(path: &Path, error: &toml::de::Error) -> Error {
         Some(hint) => wrong.hint(hint),
         None => wrong,
     }
+}
+
+/// Reads a key that may be given several times on the command line: a string, or a list of them.
+pub(crate) fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "want a string or a list of strings")]
+    enum Given {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(Some(match Given::deserialize(deserializer)? {
+        Given::One(one) => vec![one],
+        Given::Several(several) => several,
+    }))
 }

@@ -62,6 +62,9 @@ pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, 
     guarded(|| {
         let source = open(config)?;
         let mut parts = Parts::load(config, &source, observer)?;
+        let scratch = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(folder.path())?;
+        saved::rehearse(scratch.path(), config, &source, &parts.models)?;
+        scratch.close()?;
         folder.write_config(config)?;
         let device = parts.device;
         let images = denoise::prepare(config, &mut parts.models, folder.path(), device, observer, stop)?;
@@ -85,6 +88,7 @@ pub fn dry_run(config: &FinetuneConfig, observer: &dyn Observer, stop: &AtomicBo
         let source = open(config)?;
         let mut parts = Parts::load(config, &source, observer)?;
         let scratch = tempfile::tempdir()?;
+        saved::rehearse(scratch.path(), config, &source, &parts.models)?;
         let short = FinetuneConfig { vae_steps: config.vae_steps.min(1), ..config.clone() };
         let device = parts.device;
         let images = denoise::prepare(&short, &mut parts.models, scratch.path(), device, observer, stop)?;

@@ -4,6 +4,8 @@
 mod configs;
 mod keys;
 
+pub(crate) use keys::unet as ldm_unet;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},

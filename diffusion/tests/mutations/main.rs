@@ -4,3 +4,5 @@
 #[allow(dead_code, unused_imports, reason = "shared with the tests of `reward`; a reader here may use a part of it")]
 #[path = "../../../reward/tests/mutations/mutate.rs"]
 mod mutate;
+
+mod lora;
