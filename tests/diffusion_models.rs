@@ -106,6 +106,28 @@ fn a_lora_is_applied_merged_and_converted() {
         assert_eq!(apart(&work, "applied", &output), 0, "{file}");
     }
 
+    // Twice half of it, under a name with an `@` and from a file of settings, is it; in every command that takes one.
+    work.write("fox@home.safetensors", work.bytes("lora.safetensors"));
+    run("--lora fox@home.safetensors@0.5 --lora lora.safetensors@0.5", "halves");
+    work.write("halves.toml", "lora = ['fox@home.safetensors@0.25', 'lora.safetensors@0.25']\nlora_scale = 2\n");
+    run("--config halves.toml", "halves-of-settings");
+    for output in ["halves", "halves-of-settings"] {
+        assert!(apart(&work, "applied", output) <= 1, "{output}");
+    }
+    let said = "fox@home.safetensors@0.5";
+    let png = String::from_utf8_lossy(&work.bytes("halves/images/00000-0.png")).into_owned();
+    assert!(png.contains(&format!(r#""lora":["{said}","lora.safetensors@0.5"]"#)), "the PNG says both");
+    let table = String::from_utf8_lossy(&work.bytes("halves/images.parquet")).into_owned();
+    assert!(table.contains(&format!("{said}, lora.safetensors@0.5")), "the table says both");
+    let halves = "--lora fox@home.safetensors@0.5 --lora lora.safetensors@0.5";
+    work.run(&format!("diffusion export --model random:sd-tiny {halves} --output merged-halves")).succeeds();
+    work.run(&format!("diffusion export {halves} --format kohya --output halves.safetensors")).succeeds();
+    run("--lora halves.safetensors", "joined");
+    assert!(apart(&work, "applied", "joined") <= 1);
+    work.run(&format!("{TINY} --prompt fox --output from-halves").replace("random:sd-tiny", "merged-halves"))
+        .succeeds();
+    assert!(apart(&work, "applied", "from-halves") <= 1);
+
     let verified =
         work.run("diffusion verify --model random:sd-tiny --device cpu --lora lora.safetensors --json").json();
     assert_eq!(verified["verdict"], "match");
@@ -124,6 +146,7 @@ fn what_an_export_cannot_be_is_said() {
         ("--output out.safetensors --lora lora.safetensors", ["--format", "missing"]),
         ("--output out --model random:sd-tiny --format kohya", ["format", "LoRA"]),
         ("--output out --model random:sd-tiny --lora-scale 2", ["lora_scale", "--lora"]),
+        ("--output out --model random:sd-tiny --lora lora.safetensors@nan", ["lora.safetensors@nan", "finite scale"]),
         ("--output out.safetensors --lora lora.safetensors --format kohya --lora-scale 2", ["lora_scale", "scale"]),
     ] {
         work.run(&format!("diffusion export {flags}")).fails(2, &parts);

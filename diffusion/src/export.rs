@@ -7,7 +7,7 @@ use reward::weights::file::TensorFile;
 use crate::{
     Error, Result,
     config::{PRESETS, TextConfig},
-    lora::{self, Layers, Lora},
+    lora::{self, Base, Layers, Lora, LoraFile, LoraSpec},
     save,
     schedule::PredictionType,
     source::{Source, SourceOptions},
@@ -26,39 +26,53 @@ pub enum LoraFormat {
     Kohya,
 }
 
-/// Writes the LoRA in another layout. Its keys are held against the layers of `model` or, without one, of every published
-/// architecture.
+/// Writes the LoRA, or the sum of several, in another layout. Keys are held against the layers of `model` or, without one, of
+/// every published architecture.
 ///
 /// # Errors
 /// Not a LoRA of such a model, or the disk is full or not writable.
 pub fn convert(
-    from: &Path,
+    from: &[LoraSpec],
     model: Option<&str>,
     options: SourceOptions,
     format: LoraFormat,
     output: &Path,
 ) -> Result<()> {
-    let lora = match model {
-        Some(model) => Lora::open(from, &Source::open(model, options)?.layers()?, 1.0)?,
-        None => for_any_base(from)?,
+    let title = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let (lora, base) = match (model, from) {
+        (Some(model), _) => {
+            let source = Source::open(model, options)?;
+            (Lora::open_all(from, &source.layers()?, 1.0)?, Base::of_model(&source, title)?)
+        }
+        (None, []) => (Lora::default(), Base::default()),
+        (None, [first, ..]) => {
+            let lora = for_any_base(from)?;
+            let base = Base::of_file(&first.path, &lora, title)?;
+            (lora, base)
+        }
     };
     if let Some(folder) = output.parent() {
         fs_err::create_dir_all(folder)?;
     }
     match format {
         LoraFormat::Diffusers => lora::diffusers(output, &lora),
-        LoraFormat::Kohya => lora::kohya(output, &lora),
+        LoraFormat::Kohya => lora::kohya(output, &lora, &base),
     }
 }
 
-/// Reads a LoRA whose base is not named.
-fn for_any_base(path: &Path) -> Result<Lora> {
+/// Reads LoRAs whose base is not named.
+fn for_any_base(specs: &[LoraSpec]) -> Result<Lora> {
     let layers = |preset: &str| -> Result<Layers> {
         Source::open(&format!("random:{preset}"), SourceOptions::default())?.layers()
     };
+    let files = specs.iter().map(|spec| Ok((LoraFile::open(&spec.path)?, spec.scale))).collect::<Result<Vec<_>>>()?;
     let mut first = None;
     for preset in PRESETS.iter().rev() {
-        match Lora::open(path, &layers(preset)?, 1.0) {
+        let layers = layers(preset)?;
+        let fitted = files
+            .iter()
+            .try_fold(Lora::default(), |sum, (file, scale)| Ok::<_, Error>(sum.plus(file.fit(&layers, *scale)?)));
+        match fitted {
             Ok(lora) => return Ok(lora),
             Err(error) => first = first.or(Some(error)),
         }
@@ -68,23 +82,20 @@ fn for_any_base(path: &Path) -> Result<Lora> {
         .hint("--model names the base that it was trained on"))
 }
 
-/// Writes the model as a folder that `StableDiffusionPipeline.from_pretrained` opens, with a LoRA at `scale` merged into its
-/// weights, in fp32.
+/// Writes the model as a folder that `StableDiffusionPipeline.from_pretrained` opens, with LoRAs, each also at `lora_scale`, merged
+/// into its weights, in fp32.
 ///
 /// # Errors
 /// The model or the LoRA does not load, there is something at `output`, or the disk is full or not writable.
 pub fn folder(
     model: &str,
     options: SourceOptions,
-    lora: Option<(&Path, f64)>,
+    (lora, lora_scale): (&[LoraSpec], f64),
     precision: save::Precision,
     output: &Path,
 ) -> Result<()> {
     let source = Source::open(model, options)?;
-    let lora = match lora {
-        Some((path, scale)) => Lora::open(path, &source.layers()?, scale)?,
-        None => Lora::default(),
-    };
+    let lora = Lora::open_all(lora, &source.layers()?, lora_scale)?;
     write(&source, source.text_encoder()?, &lora, precision, output)
 }
 

@@ -57,7 +57,7 @@ impl Default for AdapterSwitch {
 /// A low-rank update of one layer: `W + scale · up · down`.
 #[derive(Debug)]
 pub struct Adapter {
-    /// `[r, in]`, or `[r, in, k, k]` of a convolution; fp32.
+    /// `[r, in]`, or `[r, in, k, k]` of a convolution, a 1×1 one too; fp32.
     pub down: Tensor,
     /// `[out, r]`, or `[out, r, 1, 1]` of a convolution; fp32.
     pub up: Tensor,
@@ -102,6 +102,11 @@ fn active(attached: &Option<Attached>) -> Option<&Adapter> {
     attached.as_ref().filter(|attached| attached.switch.is_on()).map(|attached| &attached.adapter)
 }
 
+/// A weight `[out, in]`, or `[out, in, 1, 1]` as it is on pixels, as the matrix that it is.
+fn as_matrix(weight: &Tensor) -> Tensor {
+    if weight.dim() > 2 { weight.flatten(1, -1) } else { weight.shallow_clone() }
+}
+
 /// `y = x Wᵀ + b`, plus the adapter's update. `W` may be the kernel of a 1×1 convolution.
 #[derive(Debug)]
 pub struct Linear {
@@ -120,12 +125,12 @@ impl Linear {
     /// `x`: `[.., in]`; gives `[.., out]` in the kind of `x`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
-        let weight = self.weight.to_kind(kind);
-        let weight = if weight.dim() > 2 { weight.flatten(1, -1) } else { weight };
+        let weight = as_matrix(&self.weight).to_kind(kind);
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         let Some(Adapter { down, up, scale }) = active(&self.attached) else { return x.linear(&weight, bias) };
+        let (down, up) = (as_matrix(down), as_matrix(up));
         if kind == Kind::Float {
-            let update = x.linear(down, None::<&Tensor>).linear(up, None::<&Tensor>) * *scale;
+            let update = x.linear(&down, None::<&Tensor>).linear(&up, None::<&Tensor>) * *scale;
             return x.linear(&weight, bias) + update;
         }
         let (down, up) = (down.to_kind(kind), (up * *scale).to_kind(kind));

@@ -218,7 +218,7 @@ impl Weights {
     pub fn pointwise(&mut self, name: &str, inputs: i64, outputs: i64) -> Linear {
         let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs, 1, 1]);
         let bias = Some(self.tensor(&format!("{name}.bias"), &[outputs]));
-        Linear { weight, bias, attached: self.attach(name, &[inputs], outputs) }
+        Linear { weight, bias, attached: self.attach(name, &[inputs, 1, 1], outputs) }
     }
 
     /// A convolution with a square kernel and a bias.

@@ -28,6 +28,9 @@ pub(crate) enum DiffusionCommand {
   With a LoRA, at half its strength:
     social-reward diffusion generate --model SD --lora pytorch_lora_weights.safetensors --lora-scale 0.5 \\
       --prompts prompts.parquet --output tuned
+  Two LoRAs at once:
+    social-reward diffusion generate --model SD --lora style.safetensors@0.7 --lora fox.safetensors@0.4 \\
+      --prompts prompts.parquet --output both
   Without any download, to see that all works:
     social-reward diffusion generate --model random:sd-tiny --prompt \"a red fox\" --steps 4 --output try
 
@@ -76,10 +79,10 @@ pub(crate) struct GenerateArgs {
     /// Kind of weights and activations [default: fp32; bf16 on CUDA]
     #[arg(long, value_parser = PossibleValuesParser::new(["fp32", "bf16"]))]
     precision: Option<String>,
-    /// LoRA to apply (diffusers, PEFT or kohya keys)
-    #[arg(long, value_name = "PATH")]
-    lora: Option<PathBuf>,
-    /// Factor on the LoRA [default: 1]
+    /// LoRA to apply (of diffusers, PEFT, kohya, ComfyUI or OneTrainer), at a scale of 1 or what is said; may be given several times
+    #[arg(long, value_name = "PATH[@SCALE]")]
+    lora: Option<Vec<String>>,
+    /// Factor on all LoRAs [default: 1]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     lora_scale: Option<f64>,
     /// What the model predicts, over what its files say [default: what they say; epsilon where they do not]
@@ -138,10 +141,10 @@ pub(crate) struct DiffusionExportArgs {
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]
     pub(crate) model: Option<String>,
-    /// LoRA to merge or, if --output is a .safetensors file, to convert
-    #[arg(long, value_name = "PATH")]
-    pub(crate) lora: Option<PathBuf>,
-    /// Factor on the LoRA when it is merged [default: 1]
+    /// LoRA to merge or, if --output is a .safetensors file, to convert; may be given several times, then their sum is
+    #[arg(long, value_name = "PATH[@SCALE]")]
+    pub(crate) lora: Option<Vec<String>>,
+    /// Factor on all LoRAs when they are merged [default: 1]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub(crate) lora_scale: Option<f64>,
     /// Layout that a LoRA is converted to
@@ -178,10 +181,10 @@ pub(crate) struct VerifyArgs {
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]
     pub(crate) model: Option<String>,
-    /// LoRA to apply; the reference gets it merged into its weights
-    #[arg(long, value_name = "PATH")]
-    pub(crate) lora: Option<PathBuf>,
-    /// Factor on the LoRA [default: 1]
+    /// LoRA to apply; the reference gets it merged into its weights; may be given several times
+    #[arg(long, value_name = "PATH[@SCALE]")]
+    pub(crate) lora: Option<Vec<String>>,
+    /// Factor on all LoRAs [default: 1]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     pub(crate) lora_scale: Option<f64>,
     /// Prompt to encode [default: a photo of a red fox in the snow]

@@ -117,9 +117,9 @@ pub(crate) struct FinetuneArgs {
     /// Ends of the names of layers that get one [default: to_q to_k to_v to_out.0]
     #[arg(long, value_name = "LAYER", num_args = 1..)]
     lora_targets: Option<Vec<String>>,
-    /// LoRA to start from (diffusers, PEFT or kohya keys)
-    #[arg(long, value_name = "PATH")]
-    lora: Option<PathBuf>,
+    /// LoRA to start from (of diffusers, PEFT, kohya, ComfyUI or OneTrainer); of several, their sum trains
+    #[arg(long, value_name = "PATH[@SCALE]")]
+    lora: Option<Vec<String>>,
     /// Steps that train [default: draft-k 1, drtune 3]
     #[arg(long, value_name = "K")]
     truncation_steps: Option<u32>,

@@ -13,6 +13,7 @@ use diffusion::{
     export::untrained,
     finetune::{self, FinetuneConfig, finetune},
     generate::{self, GenerateConfig, generate},
+    lora::LoraSpec,
 };
 use reward::{
     Error,
@@ -186,7 +187,7 @@ impl Demo<'_> {
         let config = GenerateConfig {
             model: Some(model.display().to_string()),
             prompts: Some(self.data("held-out.txt")),
-            lora: lora.map(Path::to_owned),
+            lora: lora.map(LoraSpec::new).into_iter().collect(),
             seed: self.arguments.seed,
             output: Some(folder.clone()),
             ..read(include_str!("../../configs/demo/images.toml"))?

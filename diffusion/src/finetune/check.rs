@@ -120,7 +120,7 @@ impl FinetuneConfig {
             return Err(Error::usage("vae_steps with train = \"lora\": a new VAE needs a UNet trained from scratch")
                 .hint("train = \"full\""));
         }
-        if self.train == Train::Full && self.lora.is_some() {
+        if self.train == Train::Full && !self.lora.is_empty() {
             return Err(Error::usage("lora with train = \"full\": adapters train only with train = \"lora\"")
                 .hint("`diffusion export --lora` merges adapters into a folder to start from"));
         }
@@ -133,7 +133,7 @@ impl FinetuneConfig {
         let default = Self::default();
         let own = algorithm == Denoising;
         let lora = self.train == Train::Lora;
-        let new_adapters = lora && self.lora.is_none();
+        let new_adapters = lora && self.lora.is_empty();
         let needs = |what: &str| format!("only {what} has it, this is `{algorithm}`");
         let rewarded = || needs("a method with a reward");
         let supervised = || needs("`denoising`");
@@ -213,7 +213,10 @@ mod tests {
             ("learning_rate", FinetuneConfig { learning_rate: -1.0, ..complete() }),
             ("eta", FinetuneConfig { eta: Some(1.5), ..complete() }),
             ("ema_decay", FinetuneConfig { ema_decay: Some(1.0), ..complete() }),
-            ("train = \"full\"", FinetuneConfig { train: Train::Full, lora: Some("x".into()), ..complete() }),
+            (
+                "train = \"full\"",
+                FinetuneConfig { train: Train::Full, lora: vec![crate::lora::LoraSpec::new("x")], ..complete() },
+            ),
         ] {
             let error = config.check().unwrap_err();
             assert!(error.to_string().contains(name), "{error}");

@@ -16,7 +16,10 @@ use reward::{
 use serde::{Deserialize, Serialize};
 
 use super::saved;
-use crate::algorithm::{Algorithm, AlgorithmName, AlignProp, DrTune, DraftK, DraftLv, Refl, Shaping};
+use crate::{
+    algorithm::{Algorithm, AlgorithmName, AlignProp, DrTune, DraftK, DraftLv, Refl, Shaping},
+    lora::{LoraSpec, one_or_several},
+};
 
 /// What trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +120,9 @@ pub struct FinetuneConfig {
     pub lora_alpha: Option<f64>,
     /// Ends of the names of the layers that get one.
     pub lora_targets: Vec<String>,
-    /// Adapters to start from, in place of new ones.
-    pub lora: Option<PathBuf>,
+    /// Adapters to start from, in place of new ones; the sum of several.
+    #[serde(deserialize_with = "one_or_several")]
+    pub lora: Vec<LoraSpec>,
     /// K of `draft-k` (1) and `drtune` (3).
     pub truncation_steps: Option<usize>,
     /// n of `draft-lv`.
@@ -205,7 +209,7 @@ impl Default for FinetuneConfig {
             lora_rank: 8,
             lora_alpha: None,
             lora_targets: ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned).to_vec(),
-            lora: None,
+            lora: Vec::new(),
             truncation_steps: None,
             copies: 2,
             negative_branch_gradient: None,

@@ -69,6 +69,9 @@ pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, 
         let source = open(config)?;
         let inputs = inputs::checked(config, &source, resumed.as_ref(), observer)?;
         let mut parts = Parts::load(config, &source, observer)?;
+        let scratch = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(folder.path())?;
+        saved::rehearse(scratch.path(), config, &source, &parts.models)?;
+        scratch.close()?;
         folder.begin(config, resumed.as_ref(), observer)?;
         let (device, place) = (parts.device, Some((folder.path(), &inputs)));
         let images = denoise::prepare(config, &mut parts.models, place, device, observer, stop)?;
@@ -92,6 +95,8 @@ pub fn dry_run(config: &FinetuneConfig, observer: &dyn Observer, stop: &AtomicBo
     let rehearsal = || {
         let source = open(config)?;
         let mut parts = Parts::load(config, &source, observer)?;
+        let scratch = tempfile::tempdir()?;
+        saved::rehearse(scratch.path(), config, &source, &parts.models)?;
         let short = FinetuneConfig { vae_steps: config.vae_steps.min(1), ..config.clone() };
         let device = parts.device;
         let images = denoise::prepare(&short, &mut parts.models, None, device, observer, stop)?;

@@ -70,6 +70,7 @@ impl Parts {
         source.tell(observer)?;
         prompts::warn(&prompts, &config.negative_prompt, &source.tokenizer()?, observer)?;
         let models = Models::load(config, source, device, kind)?;
+        models.tell(config, observer);
         let all = prompts.iter().chain(&held_out).map(String::as_str);
         let embeddings = Embeddings::new(
             source,

@@ -13,7 +13,7 @@ use reward::{
     weights::{file::TensorFile, save::json_file},
 };
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{
     config::FinetuneConfig,
@@ -24,7 +24,7 @@ use crate::{
     Error, Result,
     algorithm::Scale,
     layer::{Adapter, Handle},
-    lora::{self, Lora, delta},
+    lora::{self, Base, Lora},
     save::{self, Pipeline, Precision, Saved, tensor_file},
     source::Source,
     text::TextEncoder,
@@ -142,28 +142,49 @@ pub(super) fn result(folder: &Path, config: &FinetuneConfig, source: &Source, mo
     let path = folder.join(config.result());
     check_finite(&path, trained.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
     let Some(lora) = adapters(models) else { return model(&path, source, models) };
-    let layers = source.layers()?;
     replace_folder(&path, |partial| {
-        type Write = fn(&Path, &Lora) -> Result<()>;
-        let forms: [(&str, Write); 2] =
-            [("pytorch_lora_weights.safetensors", lora::diffusers), ("kohya.safetensors", lora::kohya)];
-        for (name, write) in forms {
-            let path = partial.join(name);
-            write(&path, &lora)?;
-            same_updates(&path, &lora, &Lora::open(&path, &layers, 1.0)?)?;
-        }
+        both_forms(partial, &lora, config, source)?;
         json_file(&partial.join("training.json"), &serde_json::json!(config))
     })
+}
+
+/// Does in the empty folder `scratch` what [`result`] does with adapters: what would fail there fails before hours of training.
+pub(super) fn rehearse(scratch: &Path, config: &FinetuneConfig, source: &Source, models: &Models) -> Result<()> {
+    let Some(lora) = adapters(models) else { return Ok(()) };
+    lora::check(&models.unet.parameters, &models.unet.parameters.adapted)?;
+    both_forms(scratch, &lora, config, source)
+}
+
+/// Writes the LoRA into `folder` for diffusers and for kohya's tools, and reads each again.
+fn both_forms(folder: &Path, lora: &Lora, config: &FinetuneConfig, source: &Source) -> Result<()> {
+    let (layers, base) = (source.layers()?, Base::of_model(source, title(config))?);
+    let path = folder.join("pytorch_lora_weights.safetensors");
+    lora::diffusers(&path, lora)?;
+    same_updates(&path, lora, &Lora::open(&path, &layers, 1.0)?)?;
+    let path = folder.join("kohya.safetensors");
+    lora::kohya(&path, lora, &base)?;
+    same_updates(&path, lora, &Lora::open(&path, &layers, 1.0)?)
+}
+
+/// The last part of the model's name, and the method.
+fn title(config: &FinetuneConfig) -> String {
+    let model = config.model.as_deref().unwrap_or_default().trim_end_matches('/');
+    let name = model.rsplit(['/', ':']).next().unwrap_or(model);
+    let name = [".safetensors", ".ckpt"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    config.algorithm.map_or(name.to_owned(), |algorithm| format!("{name} {algorithm}"))
 }
 
 /// A file that reads back as another update than was trained is worse than none.
 fn same_updates(path: &Path, written: &Lora, read: &Lora) -> Result<()> {
     let same = |written: &BTreeMap<String, Adapter>, read: &BTreeMap<String, Adapter>| {
         written.keys().eq(read.keys())
-            && written.iter().zip(read.values()).all(|((_, written), read)| {
-                let (wanted, found) = tch::no_grad(|| (delta(written).to_device(tch::Device::Cpu), delta(read)));
-                let apart = (&wanted - found).norm().double_value(&[]);
-                apart <= 1e-5 * wanted.norm().double_value(&[])
+            && written.values().zip(read.values()).all(|(written, read)| {
+                let same = |written: &Tensor, read: &Tensor| {
+                    written.size() == read.size() && written.to_device(Device::Cpu) == *read
+                };
+                // kohya's alpha is fp32.
+                let as_strong = (written.scale - read.scale).abs() <= 1e-6 * written.scale.abs();
+                tch::no_grad(|| same(&written.down, &read.down) && same(&written.up, &read.up) && as_strong)
             })
     };
     if same(&written.unet, &read.unet) && same(&written.text, &read.text) {

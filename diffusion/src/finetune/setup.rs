@@ -1,10 +1,8 @@
 //! The models of a run and the prompts' embeddings, loaded once.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-};
+use std::collections::{BTreeMap, HashMap};
 
+use reward::event::{Event, Observer};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{FinetuneConfig, Train};
@@ -45,9 +43,9 @@ impl Models {
         let mut adapters = Lora::default();
         if config.train == Train::Lora {
             let layers = source.layers()?;
-            adapters = match &config.lora {
-                Some(path) => trainable(Lora::open(path, &layers, 1.0)?),
-                None => {
+            adapters = match config.lora.is_empty() {
+                false => trainable(Lora::open_all(&config.lora, &layers, 1.0)?),
+                true => {
                     let alpha = config.lora_alpha.unwrap_or(config.lora_rank as f64);
                     let unet = fresh(&layers.unet, &config.lora_targets, config.lora_rank, alpha, config.seed)?;
                     Lora { unet, text: BTreeMap::new() }
@@ -62,8 +60,9 @@ impl Models {
         let (unet_config, weights) = read(source)?;
         let unet = Unet::new(&unet_config, weights.trained(full).adapters(adapters.unet))?;
         if unet.parameters.trained().is_empty() {
-            let path = config.lora.as_deref().unwrap_or(Path::new("")).display();
-            return Err(Error::data(format!("{path}: no adapter of the UNet in this file, so nothing would train"))
+            let files: Vec<String> = config.lora.iter().map(ToString::to_string).collect();
+            let text = format!("{}: no adapter of the UNet in this file, so nothing would train", files.join(", "));
+            return Err(Error::data(text)
                 .hint("adapters of a text encoder alone cannot be trained; leave `lora` out for new ones"));
         }
         let base = if full && config.watches_base() {
@@ -95,6 +94,23 @@ impl Models {
             (side("height", config.height, native_height)?, side("width", config.width, native_width)?);
         let latents = [unet_config.channels, height, width];
         Ok(Self { unet, base, vae, text_adapters: adapters.text, latents })
+    }
+}
+
+impl Models {
+    /// What a user of `config.lora` may not expect.
+    pub(super) fn tell(&self, config: &FinetuneConfig, observer: &dyn Observer) {
+        if config.lora.len() > 1 {
+            let text = format!(
+                "{} LoRAs are joined into one, their sum, which trains and is saved as a whole",
+                config.lora.len()
+            );
+            observer.event(&Event::Note(&text));
+        }
+        if !self.text_adapters.is_empty() {
+            let text = "the LoRA's adapters of the text encoder are applied and saved again; those of the UNet train";
+            observer.event(&Event::Note(text));
+        }
     }
 }
 

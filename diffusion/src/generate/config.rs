@@ -5,7 +5,11 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use reward::{device::DeviceName, run::changed_settings, train::config::Precision};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, schedule::SamplerName};
+use crate::{
+    Error, Result,
+    lora::{LoraSpec, one_or_several},
+    schedule::SamplerName,
+};
 
 /// The settings of `diffusion generate`. Defaults are those of diffusers' `StableDiffusionPipeline` where it has them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,9 +44,10 @@ pub struct GenerateConfig {
     pub batch_size: usize,
     /// Kind of weights and activations; absent: as [`default_precision`](crate::pipeline::default_precision).
     pub precision: Option<Precision>,
-    /// Adapters to apply.
-    pub lora: Option<PathBuf>,
-    /// Factor on the adapters.
+    /// Adapters to apply, all at once.
+    #[serde(deserialize_with = "one_or_several")]
+    pub lora: Vec<LoraSpec>,
+    /// Factor on all of them.
     pub lora_scale: f64,
     /// What the model predicts; absent: what its files say.
     pub prediction_type: Option<String>,
@@ -82,7 +87,7 @@ impl Default for GenerateConfig {
             width: None,
             batch_size: 4,
             precision: None,
-            lora: None,
+            lora: Vec::new(),
             lora_scale: 1.0,
             prediction_type: None,
             vae_tile: None,
@@ -164,7 +169,7 @@ impl GenerateConfig {
         }
         let tile = self.vae_tile.unwrap_or(64);
         wants(tile >= 64, "vae_tile", &tile, "at least 64 pixels")?;
-        if self.lora.is_none() && self.lora_scale != 1.0 {
+        if self.lora.is_empty() && self.lora_scale != 1.0 {
             return Err(Error::usage(format!("lora_scale = {}: there is no --lora to scale", self.lora_scale)));
         }
         Ok(())

@@ -218,10 +218,7 @@ impl Run<'_> {
             self.observer.event(&Event::Note(&text));
         }
         source.tell(self.observer)?;
-        let lora = match &config.lora {
-            Some(path) => Lora::open(path, &source.layers()?, config.lora_scale)?,
-            None => Lora::default(),
-        };
+        let lora = Lora::open_all(&config.lora, &source.layers()?, config.lora_scale)?;
         let decoding = DecodeOptions { slicing: true, tile_side: config.vae_tile.map(|side| side as i64) };
         let pipeline = guarded(|| Pipeline::load(source, lora, decoding, self.device, self.precision.kind()))?;
         let started = Instant::now();

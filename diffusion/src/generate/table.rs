@@ -48,7 +48,7 @@ fn columns(
     let same_text = |value: &str| Column::Text(vec![value.to_owned(); images.len()]);
     let same_whole = |value: usize| Column::Whole(vec![value as i64; images.len()]);
     let same_real = |value: f64| Column::Real(vec![value; images.len()]);
-    let lora = config.lora.as_ref().map(|path| path.display().to_string());
+    let lora: Vec<String> = config.lora.iter().map(ToString::to_string).collect();
     let precision = match config.precision {
         None | Some(reward::train::config::Precision::Fp32) => "fp32",
         Some(reward::train::config::Precision::Bf16) => "bf16",
@@ -68,7 +68,7 @@ fn columns(
         ("height", same_whole(height as usize)),
         ("width", same_whole(width as usize)),
         ("precision", same_text(precision)),
-        ("lora", same_text(&lora.unwrap_or_default())),
+        ("lora", same_text(&lora.join(", "))),
         ("lora_scale", same_real(config.lora_scale)),
     ]
 }

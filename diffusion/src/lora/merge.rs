@@ -22,26 +22,12 @@ pub struct Merged {
 /// # Errors
 /// An adapter is for a layer that is not there, or of another shape; nothing is changed then.
 pub fn merge(parameters: &Parameters, adapters: &BTreeMap<String, Adapter>) -> Result<Merged> {
-    let mut updates = Vec::new();
-    for (layer, adapter) in adapters {
+    check(parameters, adapters)?;
+    let updates = adapters.iter().filter_map(|(layer, adapter)| {
         let key = format!("{layer}.weight");
-        let weight = parameters
-            .tensors
-            .get(&key)
-            .ok_or_else(|| Error::data(format!("an adapter is for `{layer}`, which this model does not have")))?;
-        let fits = adapter.up.size().first() == weight.size().first()
-            && adapter.down.size().get(1..) == weight.size().get(1..)
-            && adapter.down.size().first() == adapter.up.size().get(1);
-        if !fits {
-            return Err(Error::data(format!(
-                "the adapter of `{layer}` has shapes {:?} and {:?}, its weight {:?}",
-                adapter.down.size(),
-                adapter.up.size(),
-                weight.size()
-            )));
-        }
-        updates.push((key, weight, adapter));
-    }
+        let weight = parameters.tensors.get(&key)?;
+        Some((key, weight, adapter))
+    });
     let mut merged = Merged { saved: BTreeMap::new() };
     let all = AssertUnwindSafe(|| {
         let _no_grad = tch::no_grad_guard();
@@ -59,6 +45,30 @@ pub fn merge(parameters: &Parameters, adapters: &BTreeMap<String, Adapter>) -> R
             resume_unwind(panic)
         }
     }
+}
+
+/// Checks that every adapter has its layer and its layer's shape: `[r, in, ..]` and `[out, r, ..]` of a weight `[out, in, ..]`.
+///
+/// # Errors
+/// An adapter is for a layer that is not there, or of another shape.
+pub(crate) fn check(parameters: &Parameters, adapters: &BTreeMap<String, Adapter>) -> Result<()> {
+    for (layer, adapter) in adapters {
+        let weight = parameters
+            .tensors
+            .get(&format!("{layer}.weight"))
+            .ok_or_else(|| Error::data(format!("an adapter is for `{layer}`, which this model does not have")))?;
+        let (down, up, weight) = (adapter.down.size(), adapter.up.size(), weight.size());
+        let fits = up.first() == weight.first()
+            && down.get(1..) == weight.get(1..)
+            && down.first() == up.get(1)
+            && up.len() == weight.len()
+            && up.iter().skip(2).all(|size| *size == 1);
+        if !fits {
+            let text = format!("the adapter of `{layer}` has shapes {down:?} and {up:?}, its weight {weight:?}");
+            return Err(Error::data(text));
+        }
+    }
+    Ok(())
 }
 
 impl Merged {

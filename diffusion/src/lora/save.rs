@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use super::Lora;
+use super::{Base, Lora};
 use crate::{
     Result,
     layer::Adapter,
@@ -31,11 +31,11 @@ pub fn diffusers(path: &Path, lora: &Lora) -> Result<()> {
 }
 
 /// Writes what kohya's scripts and the web UIs read. (diffusers reads it too, but gives all attention layers one alpha: for it, use
-/// [`diffusers()`].)
+/// [`diffusers()`].) Web UIs list it under `base`.
 ///
 /// # Errors
 /// The file cannot be written; what was there before stays.
-pub fn kohya(path: &Path, lora: &Lora) -> Result<()> {
+pub fn kohya(path: &Path, lora: &Lora, base: &Base) -> Result<()> {
     let mut tensors = Vec::new();
     for (prefix, adapters) in [("lora_unet", &lora.unet), ("lora_te", &lora.text)] {
         for (layer, adapter) in adapters {
@@ -46,12 +46,12 @@ pub fn kohya(path: &Path, lora: &Lora) -> Result<()> {
         }
     }
     let all = || lora.unet.values().chain(lora.text.values());
-    let metadata = [
+    let network = [
         ("ss_network_module".to_owned(), "networks.lora".to_owned()),
         ("ss_network_dim".to_owned(), most_frequent(all().map(rank)).to_string()),
         ("ss_network_alpha".to_owned(), number(most_frequent(all().map(alpha_bits)))),
     ];
-    tensor_file(path, tensors, metadata.into())
+    tensor_file(path, tensors, base.metadata().into_iter().chain(network).collect())
 }
 
 fn fp32(tensor: &Tensor) -> Saved {

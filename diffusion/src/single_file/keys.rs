@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// UNet key without `model.diffusion_model.`; `layers` is the number of residual blocks per resolution. `None`: no such key in
 /// Stable Diffusion 1.x or 2.x.
-pub(super) fn unet(key: &str, layers: usize) -> Option<String> {
+pub(crate) fn unet(key: &str, layers: usize) -> Option<String> {
     let renamed = [
         ("time_embed.0.", "time_embedding.linear_1."),
         ("time_embed.2.", "time_embedding.linear_2."),

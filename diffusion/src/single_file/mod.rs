@@ -7,6 +7,8 @@ mod other;
 mod said;
 mod yaml;
 
+pub(crate) use keys::unet as ldm_unet;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},

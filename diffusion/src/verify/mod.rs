@@ -4,7 +4,7 @@
 pub mod reference;
 mod text;
 
-use std::{fmt, path::PathBuf};
+use std::fmt;
 
 use reward::{
     device::DeviceName,
@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Result,
-    lora::Lora,
+    lora::{Lora, LoraSpec},
     noise::normal,
     pipeline::default_precision,
     source::{Source, SourceOptions},
@@ -33,9 +33,9 @@ const LARGEST_SIDE: i64 = 32;
 /// What to verify, besides the model.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions {
-    /// Adapters; the reference gets them merged into its weights.
-    pub lora: Option<PathBuf>,
-    /// Factor on the adapters.
+    /// Adapters; the reference gets their sum merged into its weights.
+    pub lora: Vec<LoraSpec>,
+    /// Factor on all of them.
     pub lora_scale: f64,
     /// The prompt to encode.
     pub prompt: String,
@@ -50,7 +50,7 @@ pub struct VerifyOptions {
 impl Default for VerifyOptions {
     fn default() -> Self {
         Self {
-            lora: None,
+            lora: Vec::new(),
             lora_scale: 1.0,
             prompt: "a photo of a red fox in the snow".to_owned(),
             precision: None,
@@ -145,10 +145,7 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
         Precision::Bf16 => 3e-2,
     };
     let source = Source::open(model, SourceOptions::default())?;
-    let lora = match &options.lora {
-        Some(path) => Lora::open(path, &source.layers()?, options.lora_scale)?,
-        None => Lora::default(),
-    };
+    let lora = Lora::open_all(&options.lora, &source.layers()?, options.lora_scale)?;
     let say = |name: &str| observer.event(&Event::Note(name));
 
     say("text encoder");

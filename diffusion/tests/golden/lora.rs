@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use diffusion::{
     config::{TextConfig, UnetConfig},
     folder::{self, Component},
-    lora::{self, Layers, Lora},
+    lora::{self, Base, Layers, Lora},
     text::TextEncoder,
     unet::Unet,
     weights::Weights,
@@ -19,7 +19,7 @@ fn weights(component: Component) -> Weights {
     Weights::from_files("lora".to_owned(), files, place)
 }
 
-fn unet(lora: Option<Lora>) -> Unet {
+pub(crate) fn unet(lora: Option<Lora>) -> Unet {
     let config = UnetConfig::from_json(&folder::config(&golden("lora"), Component::Unet).unwrap()).unwrap();
     Unet::new(&config, weights(Component::Unet).adapters(lora.map(|lora| lora.unet).unwrap_or_default())).unwrap()
 }
@@ -30,7 +30,7 @@ fn text(lora: Option<Lora>) -> TextEncoder {
     TextEncoder::new(&config, weights).unwrap()
 }
 
-fn layers() -> Layers {
+pub(crate) fn layers() -> Layers {
     Layers::of(&unet(None).parameters, &text(None).parameters)
 }
 
@@ -38,7 +38,7 @@ fn opened(file: &str) -> Lora {
     Lora::open(&golden("lora").join(file), &layers(), 1.0).unwrap()
 }
 
-fn run_unet(unet: &Unet) -> Vec<f32> {
+pub(crate) fn run_unet(unet: &Unet) -> Vec<f32> {
     let fixture = Fixture::open("lora/expected.safetensors");
     let timesteps = Tensor::from_slice(&fixture.integers("timesteps"));
     values(&unet.forward(&fixture.torch("latents"), &timesteps, &fixture.torch("context")))
@@ -108,8 +108,11 @@ fn files_that_were_written_say_the_same() {
     let path = folder.path().join("written.safetensors");
     for (name, file, _) in FILES {
         let lora = opened(file);
-        for write in [lora::diffusers, lora::kohya] {
-            write(&path, &lora).unwrap();
+        for by_kohya in [false, true] {
+            match by_kohya {
+                false => lora::diffusers(&path, &lora).unwrap(),
+                true => lora::kohya(&path, &lora, &Base::default()).unwrap(),
+            }
             let again = Lora::open(&path, &layers(), 1.0).unwrap();
             let (found, wanted) = (content(&again), content(&lora));
             assert_eq!(found.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{name}");
@@ -162,5 +165,123 @@ fn what_does_not_fit_is_listed() {
     ] {
         let error = error(&[(&down, &[4, 16]), (&up, &[16, 4]), (&key, &[1])]);
         assert!(error.contains(kind), "{error}");
+    }
+}
+
+/// One adapter of the text encoder and one of the UNet, by the names of each program, in the shapes of the model.
+#[test]
+fn every_programs_names_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("named.safetensors");
+    let layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
+    let ldm = "input_blocks.1.1.transformer_blocks.0.attn1.to_q";
+    let text = "encoder.layers.0.self_attn.q_proj";
+    for (unet, of_text, [down, up]) in [
+        (
+            format!("diffusion_model.{ldm}"),
+            format!("text_encoders.clip_l.transformer.text_model.{text}"),
+            [".lora_down.weight", ".lora_up.weight"],
+        ),
+        (format!("unet.{ldm}"), format!("clip_l.{text}"), [".lora_down.weight", ".lora_up.weight"]),
+        (
+            format!("lora_unet_{}", ldm.replace('.', "_")),
+            format!("lora_te_text_model_{}", text.replace('.', "_")),
+            [".lora_down.weight", ".lora_up.weight"],
+        ),
+        (
+            format!("base_model.model.{layer}"),
+            format!("text_encoder.text_model.{text}"),
+            [".lora_A.my_style.weight", ".lora_B.my_style.weight"],
+        ),
+        (
+            format!("unet.base_model.model.{layer}"),
+            format!("text_encoder.{text}"),
+            [".lora_A.weight", ".lora_B.weight"],
+        ),
+    ] {
+        let keys =
+            [format!("{unet}{down}"), format!("{unet}{up}"), format!("{of_text}{down}"), format!("{of_text}{up}")];
+        let [unet_down, unet_up, text_down, text_up] = keys.each_ref().map(String::as_str);
+        let tensors: [(&str, &[usize]); 5] =
+            [(unet_down, &[4, 16]), (unet_up, &[16, 4]), (text_down, &[4, 16]), (text_up, &[16, 4]), ("step", &[])];
+        write(&path, &tensors);
+        let lora = Lora::open(&path, &layers(), 1.0).unwrap();
+        assert!(lora.unet.keys().eq([layer]), "{unet}");
+        assert!(lora.text.keys().eq([&format!("text_model.{text}")]), "{of_text}");
+    }
+}
+
+/// Values of every tensor by name and shape; the first becomes `odd`.
+fn write_values(path: &Path, tensors: &[(&str, &[usize], f32)]) {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, shape, value)| (0..shape.iter().product::<usize>()).flat_map(|_| value.to_le_bytes()).collect())
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused_by_file_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nan.safetensors");
+    let layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
+    let names = ["lora_down.weight", "lora_up.weight", "alpha", "scalar"].map(|part| format!("{layer}.{part}"));
+    let shapes: [&[usize]; 4] = [&[4, 16], &[16, 4], &[], &[]];
+    let write = |values: [f32; 4]| {
+        let tensors = names.iter().zip(shapes).zip(values).map(|((name, shape), value)| (name.as_str(), shape, value));
+        write_values(&path, &tensors.collect::<Vec<_>>());
+    };
+    for (odd, name) in names.iter().enumerate() {
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut values = [1.0; 4];
+            values[odd] = value;
+            write(values);
+            let error = Lora::open(&path, &layers(), 1.0).unwrap_err().to_string();
+            assert!(
+                error.contains("nan.safetensors") && error.contains(name) && error.contains("not finite"),
+                "{error}"
+            );
+        }
+    }
+    // Finite, but not what comes of it.
+    write([1e30, 1e30, 1.0, 1.0]);
+    let error = Lora::open(&path, &layers(), 1.0).unwrap_err().to_string();
+    assert!(error.contains("not finite") && error.contains("attn1.to_q"), "{error}");
+    // LyCORIS' factor is a factor: alpha 2 of rank 4, times 3, times the user's.
+    write([1.0, 1.0, 2.0, 3.0]);
+    let lora = Lora::open(&path, &layers(), 0.5).unwrap();
+    assert_eq!(lora.unet.values().next().unwrap().scale, 0.75);
+}
+
+/// "Another base" is said only where shapes differ, and by name where the prompts' widths tell it.
+#[test]
+fn hints_say_what_differs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("other.safetensors");
+    let hint = |layers: &Layers, tensors: &[(&str, &[usize])]| {
+        write(&path, tensors);
+        Lora::open(&path, layers, 1.0).unwrap_err().hint_text().unwrap().to_owned()
+    };
+    let layers_of = |model: &str| diffusion::source::Source::open(model, Default::default()).unwrap().layers().unwrap();
+    let reads_prompt = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
+    let (down, up) = (format!("{reads_prompt}.lora_down.weight"), format!("{reads_prompt}.lora_up.weight"));
+    let one = hint(&layers_of("random:sd15"), &[(&down, &[4, 1024]), (&up, &[320, 4])]);
+    assert_eq!(
+        one,
+        "it was trained on another base: Stable Diffusion 2.x with prompts 1024 wide, this model's are 768 wide"
+    );
+    let two = hint(&layers_of("random:sd21-base"), &[(&down, &[4, 768]), (&up, &[320, 4])]);
+    assert!(two.contains("Stable Diffusion 1.x with prompts 768 wide, this model's are 1024 wide"), "{two}");
+    let half = hint(&layers_of("random:sd15"), &[(&down, &[4, 768])]);
+    assert!(!half.contains("another base"), "{half}");
+    // An adapter that fits either base is for either.
+    let own = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k";
+    let (down, up) = (format!("{own}.lora_down.weight"), format!("{own}.lora_up.weight"));
+    write(&path, &[(&down, &[4, 320]), (&up, &[320, 4])]);
+    for model in ["random:sd15", "random:sd21-base"] {
+        Lora::open(&path, &layers_of(model), 1.0).unwrap();
     }
 }

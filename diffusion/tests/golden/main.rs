@@ -6,6 +6,7 @@ mod finetune_cases;
 mod fixture;
 mod folders;
 mod lora;
+mod lora_training;
 mod models;
 mod old_folders;
 mod pipeline;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
 
 mod folder;
+mod lora;
 #[allow(dead_code, unused_imports, reason = "shared with the tests of `reward`; a reader here may use a part of it")]
 #[path = "../../../reward/tests/mutations/mutate.rs"]
 mod mutate;

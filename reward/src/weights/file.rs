@@ -224,6 +224,25 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// The values of tensor `name` if it holds whole numbers (I64 or I32), as fp32.
+    ///
+    /// # Errors
+    /// No such tensor, or a file that was shortened.
+    pub fn whole_numbers(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Place { start, dtype, elements, strides, .. } = self.place(name)?;
+        let size = dtype.bitsize().div_euclid(8);
+        if !matches!(dtype, Dtype::I64 | Dtype::I32) || strides.is_some() {
+            return Ok(None);
+        }
+        let bytes = self.source.bytes(*start, (elements * size) as u64)?;
+        let number = |bytes: &[u8]| match bytes {
+            [a, b, c, d] => i32::from_le_bytes([*a, *b, *c, *d]) as f32,
+            [a, b, c, d, e, f, g, h] => i64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]) as f32,
+            _ => f32::NAN,
+        };
+        Ok(Some(bytes.chunks_exact(size).map(number).collect()))
+    }
+
     /// The type that [`Self::pieces`] hands out: as stored, but fp32 of fp8.
     ///
     /// # Errors

@@ -25,9 +25,11 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
         seed: settings.common.seed.unwrap_or(0),
         prediction_type: settings.prediction_type.as_deref().map(str::parse).transpose()?,
     };
-    let lora = settings.lora.as_deref();
+    let lora = super::loras(&settings.lora)?;
     if output.extension().is_some_and(|extension| extension == "safetensors") {
-        let lora = lora.ok_or_else(|| missing("lora", "what a .safetensors --output is converted from"))?;
+        if lora.is_empty() {
+            return Err(missing("lora", "what a .safetensors --output is converted from").into());
+        }
         let format = match settings.format.as_deref() {
             Some("kohya") => LoraFormat::Kohya,
             Some("diffusers") => LoraFormat::Diffusers,
@@ -39,11 +41,11 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
         }
         if settings.lora_scale.is_some() {
             return Err(Error::usage("lora_scale: a conversion keeps the LoRA's own scale")
-                .hint("without .safetensors in --output, the LoRA is merged into --model at that scale")
+                .hint("--lora PATH@SCALE changes it; without .safetensors in --output, the LoRA is merged into --model")
                 .into());
         }
         output::check_new(&output)?;
-        convert(lora, settings.model.as_deref(), options, format, &output)?;
+        convert(&lora, settings.model.as_deref(), options, format, &output)?;
     } else {
         let Some(model) = settings.model else {
             return Err(missing("model", "what to write as a folder")
@@ -60,12 +62,16 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
             Some("fp16") => Precision::Half,
             Some(other) => return Err(Error::usage(format!("precision `{other}`: want fp32 or fp16")).into()),
         };
-        if lora.is_none() && settings.lora_scale.is_some() {
+        if lora.is_empty() && settings.lora_scale.is_some() {
             return Err(Error::usage("lora_scale: there is no --lora to scale").into());
         }
-        let lora = lora.map(|lora| (lora, settings.lora_scale.unwrap_or(1.0)));
+        let scale = settings.lora_scale.filter(|scale| !scale.is_finite());
+        if let Some(scale) = scale {
+            return Err(Error::usage(format!("lora_scale = {scale}: want a finite number")).into());
+        }
         output::check_new(&output)?;
         diffusion::source::Source::open(&model, options)?.tell(&Progress::new())?;
+        let lora = (lora.as_slice(), settings.lora_scale.unwrap_or(1.0));
         folder(&model, options, lora, precision, &output::followed(&output)?)?;
     }
     commands::print(&output.display().to_string())?;

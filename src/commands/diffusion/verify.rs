@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &VerifyArgs) -> Result<ExitCode> {
     };
     let default = VerifyOptions::default();
     let options = VerifyOptions {
-        lora: settings.lora,
+        lora: super::loras(&settings.lora)?,
         lora_scale: settings.lora_scale.unwrap_or(default.lora_scale),
         prompt: settings.prompt.unwrap_or(default.prompt),
         precision,
