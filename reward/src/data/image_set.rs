@@ -69,8 +69,11 @@ impl ImageSet {
         if let Some(table) = table_in(path) {
             let reading = if is_metadata(&table) { reading.of_image_folder() } else { reading };
             let note = |other: &PathBuf| format!("{} is not read: {} is", other.display(), table.display());
-            let notes = other_tables_in(path).iter().map(note).collect();
-            return Ok(Self { notes, ..Self::of_table(&table, path, reading)? });
+            let others = other_tables_in(path);
+            let set = Self::of_table(&table, path, reading)?;
+            let left_out = Listing::of(path).ok().and_then(|listing| listing.left_out(path, &table, &set.images));
+            let notes = others.iter().map(note).chain(left_out).collect();
+            return Ok(Self { notes, ..set });
         }
         let listing = Listing::of(path)?;
         let is_table = || {
@@ -354,6 +357,15 @@ mod tests {
             assert_eq!((set.images.len(), set.folder, set.notes.len()), (1, folder.path().to_owned(), 0), "{name}");
             fs_err::remove_file(folder.path().join(name)).unwrap();
         }
+        write("metadata.csv", "file_name,text\na.png,a fox\n");
+        write("b.png", "y");
+        let set = ImageSet::read(folder.path(), None).unwrap();
+        assert!(
+            set.notes[0].ends_with("metadata.csv: 1 image(s) in its folder are not in it: b.png"),
+            "{:?}",
+            set.notes
+        );
+        fs_err::remove_file(folder.path().join("b.png")).unwrap();
         // Beside captions, a table of another program says nothing.
         write("metadata.csv", "id,size\na,3\n");
         write("a.txt", "an owl");
