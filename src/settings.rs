@@ -130,7 +130,10 @@ fn in_words(message: &str) -> String {
 /// What is no TOML, by line.
 fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let message = error.message().trim().replace('\n', ", ");
+    let message = match error.message().trim() {
+        "u64 value was too large" => "a number above 9223372036854775807, more than TOML has".to_owned(),
+        other => other.replace('\n', ", "),
+    };
     let wrong = Error::usage(format!("{} line {line}: {message}", path.display()));
     let written = text.lines().nth(line - 1).unwrap_or_default();
     let digits = written.split(|letter: char| !letter.is_ascii_digit()).any(|digits| digits.len() > 18);

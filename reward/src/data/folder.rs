@@ -1,7 +1,7 @@
 //! A folder of images with a text beside each, as people and their programs leave them; what is not read is said.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -10,6 +10,7 @@ use super::{
     image_set::examples,
     manifest::{Manifest, ManifestRow},
     parts::not_utf8,
+    source::ImageSource,
 };
 use crate::{Error, Result, text};
 
@@ -124,6 +125,19 @@ impl Listing {
         Ok(listing)
     }
 
+    /// A note of the images that a table of captions in `folder` leaves out, if there are any.
+    pub(super) fn left_out(&self, folder: &Path, table: &Path, images: &[ImageSource]) -> Option<String> {
+        // Beside a table of ours lie contact sheets and plots.
+        if table.file_name().is_some_and(|name| name == TABLES[0]) {
+            return None;
+        }
+        let named: HashSet<&Path> = images.iter().filter_map(ImageSource::path).collect();
+        let left: Vec<String> =
+            self.images.iter().filter(|image| !named.contains(folder.join(image).as_path())).cloned().collect();
+        let (count, table) = (left.len(), table.display());
+        (count > 0).then(|| format!("{table}: {count} image(s) in its folder are not in it: {}", examples(&left)))
+    }
+
     fn caption(&self, image: &str) -> Option<&str> {
         let of = |ending: &str| self.captions.get(&(stem(image).to_owned(), ending.to_owned()));
         CAPTIONS.into_iter().find_map(of).map(String::as_str)
@@ -141,7 +155,7 @@ impl Listing {
         });
         let lines = [
             ("image(s) of formats that are not read, convert them to PNG", self.unread.clone()),
-            ("folder(s) whose images are not read, name them as sets of their own", self.folders.clone()),
+            ("folder(s) are not read, name them as sets of their own", self.folders.clone()),
             ("caption(s) are those of several images", shared.collect()),
             ("caption(s) have no image", alone.map(|(_, name)| name.clone()).collect()),
         ];
@@ -241,8 +255,8 @@ mod tests {
         assert_eq!(read(&folder(&hidden)).unwrap(), (plain.map(str::to_owned).to_vec(), Vec::new()));
         for (name, wanted) in [
             ("c.avif", "DIR: 1 image(s) of formats that are not read, convert them to PNG: c.avif"),
-            ("sub/c.png", "DIR: 1 folder(s) whose images are not read, name them as sets of their own: sub"),
-            ("d.png/", "DIR: 1 folder(s) whose images are not read, name them as sets of their own: d.png"),
+            ("sub/c.png", "DIR: 1 folder(s) are not read, name them as sets of their own: sub"),
+            ("d.png/", "DIR: 1 folder(s) are not read, name them as sets of their own: d.png"),
             ("z.txt", "DIR: 1 caption(s) have no image: z.txt"),
         ] {
             let (rows, notes) = read(&folder(&[(name, b"x")])).unwrap();

@@ -55,6 +55,11 @@ impl ImageSource {
         Ok(bytes)
     }
 
+    /// The path of a file of its own.
+    pub(super) fn path(&self) -> Option<&Path> {
+        if let Self::File(path) = self { Some(path) } else { None }
+    }
+
     /// The name for messages: the path, or `T.parquet row 12 column pos_image` (rows count from 0).
     pub fn label(&self) -> String {
         match self {
