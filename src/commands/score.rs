@@ -39,6 +39,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
     let Some(model) = &settings.model else {
         return Err(Error::usage("--model is missing").hint("a CLIP folder, a state dict or a hub id").into());
     };
+    let (open_options, on_bad_image) = (settings.common.open_options()?, settings.images.on_bad_image()?);
     if let Some(output) = &settings.output {
         if Format::of(output).is_none() {
             let wrong = format!("--output {}: want a name that ends in .parquet, .csv or .jsonl", output.display());
@@ -53,8 +54,8 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
 
     // All images before a model is looked for, which may be a download.
     let decode = settings.images.decode_options();
-    let stamps = look(&manifest.images, decode.max_pixels, settings.images.on_bad_image()?, &progress, &stop)?;
-    let checkpoint = Checkpoint::open(model, settings.common.open_options()?)?;
+    let stamps = look(&manifest.images, decode.max_pixels, on_bad_image, &progress, &stop)?;
+    let checkpoint = Checkpoint::open(model, open_options)?;
     let options = settings.images.embed_options(settings.batch_size, &checkpoint.config)?;
     checkpoint.announce(&progress);
     let encode = |prompt: &String| Tokenizer::openai().encode(prompt, checkpoint.config.context_length);

@@ -76,7 +76,7 @@ pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Res
     let shown = partial.display().to_string();
     write(&partial)
         .and_then(|()| Ok(fs_err::set_permissions(&partial, like.permissions())?))
-        .and_then(|()| Ok(fs_err::File::open(&partial)?.sync_all()?))
+        .and_then(|()| Ok(fs_err::File::open(&*partial)?.sync_all()?))
         .map_err(|error| error.renamed(&shown, &path.display().to_string()))?;
     partial.persist(&place).map_err(|failed| cannot(failed.error))
 }

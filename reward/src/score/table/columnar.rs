@@ -86,7 +86,7 @@ pub(super) fn write(target: &Path, table: &TextTable, columns: &[String], scores
     let column = |name: &String| {
         let cells: Vec<Option<&Value>> = table.rows.iter().map(|row| table.cell(row, name)).collect();
         let array = if name == SCORE { score_column(scores) } else { column(&cells) };
-        (name, array, !OWN[..2].contains(&name.as_str()))
+        (name.clone(), array, !OWN[..2].contains(&name.as_str()))
     };
     let batch = RecordBatch::try_from_iter_with_nullable(columns.iter().map(column)).map_err(|error| wrong(&error))?;
     let file = fs_err::File::create(target)?;
@@ -101,17 +101,17 @@ fn score_column(scores: &[Option<f32>]) -> ArrayRef {
 
 /// The narrowest of whole numbers, numbers, truth values and text that holds all cells.
 fn column(cells: &[Option<&Value>]) -> ArrayRef {
-    let all = |is: fn(&Value) -> bool| cells.iter().flatten().all(|cell| cell.is_null() || is(cell));
-    let any = cells.iter().flatten().any(|cell| !cell.is_null());
-    let of = |cell: &Option<&Value>| (*cell).filter(|cell| !cell.is_null());
+    let cells: Vec<Option<&Value>> = cells.iter().map(|cell| cell.filter(|cell| !cell.is_null())).collect();
+    let all = |is: fn(&Value) -> bool| cells.iter().flatten().all(|cell| is(cell));
+    let any = cells.iter().any(Option::is_some);
     if any && all(Value::is_i64) {
-        Arc::new(cells.iter().map(|cell| of(cell)?.as_i64()).collect::<Int64Array>())
+        Arc::new(cells.iter().map(|cell| cell.as_ref()?.as_i64()).collect::<Int64Array>())
     } else if any && all(Value::is_f64) {
-        Arc::new(cells.iter().map(|cell| of(cell)?.as_f64()).collect::<Float64Array>())
+        Arc::new(cells.iter().map(|cell| cell.as_ref()?.as_f64()).collect::<Float64Array>())
     } else if any && all(Value::is_boolean) {
-        Arc::new(cells.iter().map(|cell| of(cell)?.as_bool()).collect::<BooleanArray>())
+        Arc::new(cells.iter().map(|cell| cell.as_ref()?.as_bool()).collect::<BooleanArray>())
     } else {
-        Arc::new(cells.iter().map(|cell| of(cell).map(|cell| text_of(Some(cell)))).collect::<StringArray>())
+        Arc::new(cells.iter().map(|cell| cell.map(|cell| text_of(Some(cell)))).collect::<StringArray>())
     }
 }
 
