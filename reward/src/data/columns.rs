@@ -73,11 +73,6 @@ impl Table {
         own.chain(self.partitions.iter().map(|(name, _)| name)).cloned().collect()
     }
 
-    /// The names of the file's columns.
-    pub(crate) fn names(&self) -> Vec<String> {
-        self.builder.schema().fields().iter().map(|field| field.name().clone()).collect()
-    }
-
     /// The first of `wanted` that the file has.
     pub(crate) fn require<'a>(&self, wanted: &[&'a str]) -> Result<&'a str> {
         let names = self.names();

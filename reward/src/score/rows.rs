@@ -236,6 +236,9 @@ mod tests {
         fn config(&self) -> &ClipConfig {
             &self.config
         }
+        fn label(&self) -> &str {
+            "fake"
+        }
         fn images(&self, pictures: &[&[u8]]) -> Result<Vec<Vec<f32>>> {
             self.passes.set(self.passes.get() + 1);
             match self.end {

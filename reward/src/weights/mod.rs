@@ -21,8 +21,6 @@ mod zip;
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::{
     Error, Result,
     clip::{
