@@ -10,12 +10,12 @@ use super::parts::{Part, parts};
 use super::rows::{self, Column, Kind};
 use crate::{Error, Result, foreign::Foreign, text};
 
-/// The columns that hold prompts, the first that a table has.
+/// The names that objects in JSON have for a prompt, the first that is there; of other tables only the first counts.
 const COLUMNS: [&str; 3] = ["prompt", "text", "caption"];
 
 /// The prompts of a file in its order: of a table (`.parquet`, `.csv`, `.tsv`, `.json`, `.jsonl`, or a folder or glob of them)
-/// the column `prompt`, else `text`, else `caption`, in upper or lower case, or the strings of a JSON array; of any other file its
-/// lines, less white space around them, without empty ones. A table may hold empty prompts.
+/// the column `prompt`, in upper or lower case; of objects in JSON `prompt`, else `text`, else `caption`; the strings of a JSON
+/// array; of any other file its lines, less white space around them, without empty ones. A table may hold empty prompts.
 ///
 /// # Errors
 ///
@@ -32,10 +32,15 @@ pub fn read(file: &Path) -> Result<Vec<String>> {
 pub fn read_noted(file: &Path, note: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
     let mut prompts = Vec::new();
     for part in parts(&[file])? {
-        match Format::of(&part.path) {
-            None => lines(&text_of(&part.path)?, &mut prompts),
-            Some(_) => table(&part, &mut prompts, note)?,
-        }
+        let names = match Format::of(&part.path) {
+            None => {
+                lines(&text_of(&part.path)?, &mut prompts);
+                continue;
+            }
+            Some(Format::Json | Format::JsonLines) => &COLUMNS[..],
+            Some(Format::Parquet | Format::Csv | Format::Tsv) => &COLUMNS[..1],
+        };
+        table(&part, names, &mut prompts, note)?;
     }
     if prompts.is_empty() {
         return Err(Error::data(format!("no prompts in {}", file.display()))
@@ -44,8 +49,8 @@ pub fn read_noted(file: &Path, note: &mut dyn FnMut(&str)) -> Result<Vec<String>
     Ok(prompts)
 }
 
-fn table(part: &Part, prompts: &mut Vec<String>, note: &mut dyn FnMut(&str)) -> Result<()> {
-    let column = Column { any_case: true, ..Column::new(&COLUMNS, Kind::Text) };
+fn table(part: &Part, names: &[&str], prompts: &mut Vec<String>, note: &mut dyn FnMut(&str)) -> Result<()> {
+    let column = Column { any_case: true, ..Column::new(names, Kind::Text) };
     let names = rows::read(part, &[column], &mut |cells| prompts.extend(cells[0].text().map(str::to_owned)))?;
     match &names[..] {
         [Some(name)] if name != COLUMNS[0] => {
@@ -132,6 +137,7 @@ mod tests {
         assert_eq!(refused("p.txt", " \n\n"), "no prompts in p.txt");
         assert_eq!(refused("p.csv", "prompt\n"), "no prompts in p.csv");
         assert_eq!(refused("p.csv", "promt\nx\n"), "p.csv has no column `prompt` (it has: promt)");
+        assert_eq!(refused("p.csv", "text\nx\n"), "p.csv has no column `prompt` (it has: text)");
         assert_eq!(refused("p.jsonl", "{\"prompt\": 7}"), "p.jsonl line 1: `prompt` is 7, wanted a string");
         assert_eq!(refused("p.txt", b"fox\nF\xfcchse\n"), "p.txt line 2: not UTF-8 text, wanted prompts");
         assert_eq!(refused("p.txt", ""), "p.txt is an empty file (0 bytes), wanted prompts");
@@ -150,7 +156,7 @@ mod tests {
             ("strings.jsonl", "\"a red fox\"\n\"an owl\"\n", None),
             ("array.jsonl", "[{\"prompt\": \"a red fox\"}, {\"prompt\": \"an owl\"}]", None),
             ("PartiPrompts.tsv", "Prompt\tCategory\tNote\na red fox\tAnimals\t\nan owl\tAnimals\tx\n", Some("Prompt")),
-            ("laion.csv", "URL,TEXT\nx,a red fox\ny,an owl\n", Some("TEXT")),
+            ("upper.csv", "URL,PROMPT\nx,a red fox\ny,an owl\n", Some("PROMPT")),
             ("both.csv", "text,prompt\nx,a red fox\ny,an owl\n", None),
             ("excel.csv", "id;prompt\n1;a red fox\n2;an owl\n", None),
             ("tabs.csv", "id\tprompt\n1\ta red fox\n2\tan owl\n", None),

@@ -67,12 +67,12 @@ fn text_manifests() {
 #[test]
 fn tables_of_prompts() {
     let folder = tempfile::tempdir().unwrap();
-    let columns = vec![("text", texts(["a fox", "an owl", "a bear"])), ("id", texts(["1", "2", "3"]))];
+    let columns = vec![("prompt", texts(["a fox", "an owl", "a bear"])), ("id", texts(["1", "2", "3"]))];
     let files: [(&str, Vec<u8>); 4] = [
         ("p.parquet", parquet(columns)),
         ("p.tsv", b"Prompt\tCategory\na fox\tAnimals\nan owl\tAnimals\n".to_vec()),
         ("p.json", b"[\"a fox\", \"an owl\"]".to_vec()),
-        ("p.csv", b"id;caption\n1;a fox\n2;an owl\n".to_vec()),
+        ("p.csv", b"id;prompt\n1;a fox\n2;an owl\n".to_vec()),
     ];
     for (name, valid) in files {
         let path = folder.path().join(name);
