@@ -224,6 +224,19 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// Hands the values that [`Self::read`] gives to `take`, some hundred thousand at a time.
+    ///
+    /// # Errors
+    /// As [`Self::read`], or what `take` says.
+    pub fn values(&self, name: &str, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let mut values = Vec::new();
+        self.each(name, 0..self.place(name)?.elements, |bytes, dtype| {
+            values.clear();
+            floats::append(bytes, dtype, &mut values);
+            take(&values)
+        })
+    }
+
     /// The type that [`Self::pieces`] hands out: as stored, but fp32 of fp8.
     ///
     /// # Errors
