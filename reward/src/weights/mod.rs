@@ -378,7 +378,7 @@ fn download(id: &str) -> Result<PathBuf> {
     }
     let (online, there) = repository.online()?;
     let has = |name: &&str| there.iter().any(|file| file == name);
-    let weights = WEIGHTS.into_iter().find(|name| has(&name)).ok_or_else(|| {
+    let weights = WEIGHTS.into_iter().find(|name| has(name)).ok_or_else(|| {
         Error::data(format!("{id}: no weights in this hub repository"))
             .hint(format!("looked for {}", WEIGHTS.join(", ")))
     })?;
