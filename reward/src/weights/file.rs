@@ -44,13 +44,13 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// A tensor that begins at element `offset` of a storage in a file of `length` bytes.
+    /// A tensor that begins at element `offset` of a storage.
     ///
     /// # Errors
-    /// It reaches beyond its storage, or (where elements are repeated) would be larger than the file.
+    /// It reaches beyond its storage, or (where elements are repeated) would have more than `most` bytes.
     pub(super) fn within(
         storage: Range<u64>,
-        length: u64,
+        most: u64,
         dtype: Dtype,
         offset: usize,
         shape: Vec<usize>,
@@ -69,11 +69,16 @@ impl Place {
             step = step.saturating_mul(*side);
         }
         let fits = |count: usize, bytes: u64| count.checked_mul(size).is_some_and(|count| count as u64 <= bytes);
-        if elements > 0 && !(last.checked_add(1).is_some_and(|count| fits(count, bytes)) && fits(elements, length)) {
+        if elements > 0 && !(last.checked_add(1).is_some_and(|count| fits(count, bytes)) && fits(elements, most)) {
             return Err(beyond());
         }
         let start = storage.start + if elements == 0 { 0 } else { (offset * size) as u64 };
         Ok(Self { start, dtype, shape, elements, strides: (!in_order && elements > 0).then_some(strides) })
+    }
+
+    /// Bytes of its elements.
+    pub(super) fn bytes(&self) -> u64 {
+        self.elements as u64 * (self.dtype.bitsize() as u64).div_ceil(8)
     }
 }
 
