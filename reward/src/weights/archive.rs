@@ -6,8 +6,8 @@ use std::{collections::HashMap, ops::Range};
 use safetensors::Dtype;
 
 use super::{
-    file::Place,
     pickle::{Id, Object, Objects},
+    place::Place,
     source::Source,
     tensors::{Dictionary, StoredTensor, dictionaries, element_sizes},
     zip,

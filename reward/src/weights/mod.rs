@@ -7,6 +7,7 @@ mod floats;
 pub mod layout;
 mod named;
 mod pickle;
+mod place;
 pub mod random;
 pub mod save;
 pub mod sha256;
