@@ -48,10 +48,8 @@ impl Clip {
     /// A tensor cannot be read.
     pub fn load(checkpoint: &Checkpoint, device: Device, kind: Kind, trained: impl Fn(&str) -> bool) -> Result<Self> {
         let mut parameters = Parameters::new();
-        for parameter in checkpoint.parameters() {
-            let (name, shape, values) = parameter?;
-            let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
-            let tensor = Tensor::from_slice(&values).reshape(shape).to_device(device);
+        for (name, shape) in checkpoint.config.parameters() {
+            let tensor = checkpoint.tensor(&name, &shape)?.to_device(device);
             let tensor = if trained(&name) { tensor.set_requires_grad(true) } else { tensor.to_kind(kind) };
             parameters.insert(name, tensor);
         }
@@ -79,7 +77,7 @@ impl Clip {
     pub fn load_trained(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         for (name, tensor) in self.parameters.iter_mut().filter(|(_, tensor)| tensor.requires_grad()) {
             let shape: Vec<usize> = tensor.size().iter().map(|size| *size as usize).collect();
-            let values = Tensor::from_slice(&checkpoint.read(name, &shape)?).reshape(tensor.size());
+            let values = checkpoint.tensor(name, &shape)?;
             tch::no_grad(|| tensor.copy_(&values));
         }
         Ok(())

@@ -222,3 +222,42 @@ pub(crate) fn passes(count: usize, batch_size: usize) -> Vec<Range<usize>> {
 pub(crate) fn interrupted(stop: &AtomicBool) -> Result<()> {
     if stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Silent;
+
+    /// Gives rows that are not finite.
+    struct Overflown(ClipConfig);
+
+    impl Engine for Overflown {
+        fn config(&self) -> &ClipConfig {
+            &self.0
+        }
+        fn label(&self) -> &str {
+            "huge.pt"
+        }
+        fn images(&self, pictures: &[&[u8]]) -> Result<Vec<Vec<f32>>> {
+            Ok(vec![vec![0.5, f32::INFINITY]; pictures.len()])
+        }
+        fn texts(&self, prompts: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
+            Ok(vec![vec![f32::NAN, 0.5]; prompts.len()])
+        }
+    }
+
+    #[test]
+    fn an_embedding_that_is_not_finite_names_model_and_image() {
+        let engine = Overflown(ClipConfig::preset("tiny").unwrap());
+        let (decode, on_bad_image) = (DecodeOptions::default(), OnBadImage::Stop);
+        let options = EmbedOptions { batch_size: 2, workers: 1, decode, on_bad_image };
+        let picture = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/pixels/rgb.png");
+        let stop = AtomicBool::new(false);
+        let images = [ImageSource::File(picture.into())];
+        let error = embed(&engine, &images, &[], &options, &Silent, &stop).err().unwrap();
+        assert_eq!(error.to_string(), format!("huge.pt: its embedding of {picture} is not finite"));
+        let prompts = [Tokens { ids: vec![1, 2], truncated: false }];
+        let error = embed(&engine, &[], &prompts, &options, &Silent, &stop).err().unwrap();
+        assert_eq!(error.to_string(), "huge.pt: its embedding of a prompt is not finite");
+    }
+}

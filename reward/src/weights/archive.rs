@@ -6,8 +6,8 @@ use std::{collections::HashMap, ops::Range};
 use safetensors::Dtype;
 
 use super::{
-    file::Place,
     pickle::{Id, Object, Objects},
+    place::Place,
     source::Source,
     tensors::{Dictionary, StoredTensor, dictionaries, element_sizes},
     zip,
@@ -16,6 +16,9 @@ use crate::{Error, Result};
 
 /// Bytes of a pickle at most: names, shapes and settings, never the tensors.
 const MAX_PICKLE: u64 = 64 << 20;
+
+/// Bytes that tensors may have beyond the file's, since elements are repeated where a stride is 0 or storages are shared.
+const MAX_REPEATED: u64 = 256 << 20;
 
 /// A tensor of an archive by the path of its dictionary and its key there.
 pub(super) struct Found {
@@ -97,14 +100,15 @@ pub(super) fn of_pickles(source: &Source) -> Result<Vec<Found>> {
 
 fn located(source: &Source, objects: &Objects, storage: impl Fn(&str) -> Result<Range<u64>>) -> Result<Vec<Found>> {
     let mut found = Vec::new();
+    let mut left = source.length().saturating_mul(16).saturating_add(MAX_REPEATED);
     for Dictionary { path, tensors } in dictionaries(objects).map_err(|problem| unreadable(source, &problem))? {
         for (key, tensor) in tensors {
             let StoredTensor { storage: part, dtype, offset, shape, strides } = tensor;
-            let place =
-                Place::within(storage(part)?, source.length(), dtype, offset, shape, strides).map_err(|problem| {
-                    Error::data(format!("{}: tensor `{key}`: {problem}", source.path().display()))
-                        .hint("it may be truncated: copy or download it again")
-                })?;
+            let place = Place::within(storage(part)?, left, dtype, offset, shape, strides).map_err(|problem| {
+                Error::data(format!("{}: tensor `{key}`: {problem}", source.path().display()))
+                    .hint("it may be truncated: copy or download it again")
+            })?;
+            left = left.saturating_sub(place.bytes());
             found.push(Found { dictionary: path.clone(), key, place });
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use safetensors::{Dtype, tensor::Metadata};
 
-use super::{archive, floats, misfits, source::Source, tensors::joined, wrappers::Places};
+use super::{archive, floats, misfits, place::Place, source::Source, tensors::joined, wrappers::Places};
 use crate::{Error, Result};
 
 /// Bytes that are read at a time: they stay in the processor's cache while they are checked and converted.
@@ -31,50 +31,6 @@ struct Stored {
     place: Place,
     /// Bytes of the name that are the path of the tensor's dictionary.
     dictionary: usize,
-}
-
-/// Where a tensor is in the file.
-pub(super) struct Place {
-    start: u64,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    elements: usize,
-    /// Of a tensor whose elements do not lie in one piece in their order, in elements.
-    strides: Option<Vec<usize>>,
-}
-
-impl Place {
-    /// A tensor that begins at element `offset` of a storage in a file of `length` bytes.
-    ///
-    /// # Errors
-    /// It reaches beyond its storage, or (where elements are repeated) would be larger than the file.
-    pub(super) fn within(
-        storage: Range<u64>,
-        length: u64,
-        dtype: Dtype,
-        offset: usize,
-        shape: Vec<usize>,
-        strides: Vec<usize>,
-    ) -> Result<Self, String> {
-        let size = dtype.bitsize().div_euclid(8);
-        let bytes = storage.end.saturating_sub(storage.start);
-        let beyond = || format!("shape {shape:?} from element {offset} does not fit its storage of {bytes} bytes");
-        let elements = shape.iter().try_fold(1_usize, |all, side| all.checked_mul(*side)).ok_or_else(beyond)?;
-        let mut last = offset;
-        let (mut in_order, mut step) = (true, 1_usize);
-        for (side, stride) in shape.iter().zip(&strides).rev() {
-            let reach = side.saturating_sub(1).checked_mul(*stride);
-            last = reach.and_then(|reach| last.checked_add(reach)).ok_or_else(beyond)?;
-            in_order &= *side <= 1 || *stride == step;
-            step = step.saturating_mul(*side);
-        }
-        let fits = |count: usize, bytes: u64| count.checked_mul(size).is_some_and(|count| count as u64 <= bytes);
-        if elements > 0 && !(last.checked_add(1).is_some_and(|count| fits(count, bytes)) && fits(elements, length)) {
-            return Err(beyond());
-        }
-        let start = storage.start + if elements == 0 { 0 } else { (offset * size) as u64 };
-        Ok(Self { start, dtype, shape, elements, strides: (!in_order && elements > 0).then_some(strides) })
-    }
 }
 
 impl TensorFile {
@@ -241,6 +197,19 @@ impl TensorFile {
             _ => f32::NAN,
         };
         Ok(Some(bytes.chunks_exact(size).map(number).collect()))
+    }
+
+    /// Hands the values that [`Self::read`] gives to `take`, some hundred thousand at a time.
+    ///
+    /// # Errors
+    /// As [`Self::read`], or what `take` says.
+    pub fn values(&self, name: &str, mut take: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let mut values = Vec::new();
+        self.each(name, 0..self.place(name)?.elements, |bytes, dtype| {
+            values.clear();
+            floats::append(bytes, dtype, &mut values);
+            take(&values)
+        })
     }
 
     /// The type that [`Self::pieces`] hands out: as stored, but fp32 of fp8.

@@ -7,6 +7,7 @@ mod floats;
 pub mod layout;
 mod named;
 mod pickle;
+mod place;
 pub mod random;
 pub mod save;
 pub mod sha256;
@@ -261,7 +262,7 @@ impl Checkpoint {
             Source::Files { files, place, layout } => (files, place, layout),
         };
         let read = |name: &String| {
-            let (file, stored) = place.get(name).ok_or_else(|| Error::data(format!("tensor `{name}` is missing")))?;
+            let (file, stored) = place.get(name).ok_or_else(|| missing(name))?;
             files[*file].read(stored)
         };
         match layout.stored(name) {
@@ -269,6 +270,34 @@ impl Checkpoint {
             Stored::Transposed(name) => Ok(transposed(&read(&name)?, [shape[1], shape[0]])),
             Stored::Split(names) => Ok(names.iter().map(read).collect::<Result<Vec<_>>>()?.concat()),
         }
+    }
+
+    /// [`Self::read`] as a tensor on the CPU, into which the file is read piece by piece: nothing of its size lies beside it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    #[cfg(feature = "torch")]
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<tch::Tensor> {
+        let sizes: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+        let Source::Files { files, place, layout } = &self.source else {
+            return Ok(tch::Tensor::from_slice(&self.read(name, shape)?).reshape(sizes));
+        };
+        let names = match layout.stored(name) {
+            Stored::Transposed(_) => return Ok(tch::Tensor::from_slice(&self.read(name, shape)?).reshape(sizes)),
+            stored => stored.names().to_vec(),
+        };
+        let tensor = tch::Tensor::empty(&sizes, (tch::Kind::Float, tch::Device::Cpu));
+        let (flat, mut start) = (tensor.view(-1), 0);
+        for name in names {
+            let (file, stored) = place.get(&name).ok_or_else(|| missing(&name))?;
+            files[*file].values(stored, |piece| {
+                let count = piece.len() as i64;
+                flat.narrow(0, start, count).copy_(&tch::Tensor::from_slice(piece));
+                start += count;
+                Ok(())
+            })?;
+        }
+        Ok(tensor)
     }
 
     /// Every parameter with its shape and values, in the order of [`ClipConfig::parameters`], one at a time.
@@ -289,6 +318,10 @@ fn misfits(model: &str, problems: &[String]) -> Result<()> {
     let more = problems.len().saturating_sub(5);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
     Err(Error::data(format!("{model}: {} tensor(s) do not fit this architecture: {shown}{more}", problems.len())))
+}
+
+fn missing(name: &str) -> Error {
+    Error::data(format!("tensor `{name}` is missing"))
 }
 
 /// Up to five names, as an error lists them.
@@ -379,7 +412,7 @@ fn download(id: &str) -> Result<PathBuf> {
     let (online, there) = repository.online()?;
     let has = |name: &&str| there.iter().any(|file| file == name);
     let names = [&HUGGING_FACE_WEIGHTS[..], &OPEN_CLIP_WEIGHTS].concat();
-    let weights = names.iter().copied().find(|name| has(&name)).ok_or_else(|| {
+    let weights = names.iter().copied().find(|name| has(name)).ok_or_else(|| {
         Error::data(format!("{id}: no weights in this hub repository")).hint(format!("looked for {}", names.join(", ")))
     })?;
     for name in SMALL.iter().filter(|name| has(name)) {

@@ -79,7 +79,7 @@ pub(super) fn check_folder(folder: &Path) -> Result<()> {
     if inside("model_index.json").is_file() {
         return Err(Error::data(format!("{label}: a Stable Diffusion pipeline, want a CLIP")).hint(DIFFUSION));
     }
-    let mut weights: Vec<String> = fs_err::read_dir(folder)?.flatten().map(|entry| shown(&entry.path())).collect();
+    let mut weights: Vec<String> = fs_err::read_dir(folder)?.flatten().map(|entry| shown(entry.path())).collect();
     weights.sort();
     if weights.iter().any(|name| name.ends_with(".distcp")) {
         return Err(Error::data(format!("{label}: a torch.distributed.checkpoint, split over processes")).hint(DCP));
