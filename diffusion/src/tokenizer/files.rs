@@ -86,6 +86,11 @@ impl Reader<'_> {
         Error::data(format!("{}: {what}", self.path(name).display()))
     }
 
+    /// The file that has the pieces and their ids.
+    fn vocabulary(&self) -> &'static str {
+        if self.files.contains_key("tokenizer.json") { "tokenizer.json" } else { "vocab.json" }
+    }
+
     fn object(&self, name: &str) -> Result<Option<Map<String, Value>>> {
         self.files.get(name).map(|bytes| json::object(bytes.clone(), &self.path(name))).transpose()
     }
@@ -142,7 +147,7 @@ impl Reader<'_> {
             let pair = pair.ok_or_else(|| self.refused(name, format!("{place}: not two pieces")))?;
             let whole = pair.concat();
             if let Some(piece) = [&pair[0], &pair[1], &whole].into_iter().find(|piece| !ids.contains_key(*piece)) {
-                let text = format!("{place}: `{}` is not in the vocabulary", shown(piece));
+                let text = format!("{place}: `{}` is not in {}", shown(piece), self.vocabulary());
                 return Err(self.refused(name, text).hint("are both files of the same tokenizer?"));
             }
             if !seen.insert(pair.clone()) {
@@ -155,7 +160,7 @@ impl Reader<'_> {
         let special = |piece: &str| piece.starts_with("<|") && piece.ends_with("|>");
         let wanted = ids.keys().filter(long).filter(|piece| !special(piece) && !made.contains(*piece)).count();
         if wanted > 0 && (merges.is_empty() || ids.len() >= OPENAI) {
-            let text = format!("no merge makes {wanted} pieces of the vocabulary");
+            let text = format!("no merge makes {wanted} pieces of {}", self.vocabulary());
             return Err(self.refused(name, text).hint("the file is empty or cut off: copy it again"));
         }
         Ok(merges)
@@ -246,21 +251,23 @@ impl Vocabulary {
             true => [(&config, "tokenizer_config.json"), (&map, "special_tokens_map.json")],
             false => [(&map, "special_tokens_map.json"), (&config, "tokenizer_config.json")],
         };
-        let named = |key: &str| -> Result<Option<Token>> {
-            let said =
-                places.iter().find_map(|(file, name)| Some((file.get(key).filter(|value| !value.is_null())?, name)));
+        // A token and where it is named.
+        let named = |key: &str| -> Result<Option<(Token, String)>> {
+            let mut places = places.iter();
+            let said = places.find_map(|(file, name)| Some((file.get(key).filter(|value| !value.is_null())?, *name)));
             let Some((value, name)) = said else { return Ok(None) };
             let wrong = || reader.refused(name, format!("`{key}` is {value}, want a token"));
             // transformers looks for them in the text as it is, unless the file says otherwise.
             let normalized = value.get("normalized").and_then(Value::as_bool).unwrap_or(false);
             let token = Token::of(value, true).ok_or_else(wrong)?;
-            Ok(Some(Token { normalized, ..token }))
+            Ok(Some((Token { normalized, ..token }, format!("`{key}` of {name}"))))
         };
-        let end = named("eos_token")?.unwrap_or_else(|| Token::plain("<|endoftext|>", false, true));
-        let start = named("bos_token")?.unwrap_or_else(|| Token::plain("<|startoftext|>", false, true));
+        let default = |content: &str| (Token::plain(content, false, true), "a token of every CLIP".to_owned());
+        let end = named("eos_token")?.unwrap_or_else(|| default("<|endoftext|>"));
+        let start = named("bos_token")?.unwrap_or_else(|| default("<|startoftext|>"));
         let unknown = named("unk_token")?.unwrap_or_else(|| end.clone());
         let pad = named("pad_token")?.unwrap_or_else(|| end.clone());
-        let specials: Vec<String> = [&start, &end, &unknown, &pad].map(|token| token.content.clone()).to_vec();
+        let specials: Vec<String> = [&start, &end, &unknown, &pad].map(|(token, _)| token.content.clone()).to_vec();
 
         let mut added: BTreeMap<u32, Token> = BTreeMap::new();
         for (name, id, token) in reader.added(&config, &specials)? {
@@ -276,17 +283,16 @@ impl Vocabulary {
         for (id, token) in &added {
             ids.insert(token.content.clone(), Value::from(*id));
         }
-        let id = |token: &Token| -> Result<u32> {
+        let id = |(token, place): &(Token, String)| -> Result<u32> {
             let id = ids.get(&token.content).and_then(Value::as_u64);
-            let id = id.ok_or_else(|| {
-                Error::data(format!("{}: `{}` is not in the vocabulary", folder.display(), shown(&token.content)))
-            })?;
-            Ok(id as u32)
+            let missing = || format!("no `{}`, which is {place}", shown(&token.content));
+            Ok(id.ok_or_else(|| reader.refused(reader.vocabulary(), missing()))? as u32)
         };
         let (start_id, end_id, pad_id) = (id(&start)?, id(&end)?, id(&pad)?);
         let unknown_id = id(&unknown)?;
         // Of two with the same content the later counts; what a list by id says counts more.
-        let named = [(start_id, start), (end_id, end), (unknown_id, unknown.clone()), (pad_id, pad)];
+        let unknown = unknown.0;
+        let named = [(start_id, start.0), (end_id, end.0), (unknown_id, unknown.clone()), (pad_id, pad.0)];
         let mut added = BTreeMap::from_iter(named).into_iter().chain(added).collect::<BTreeMap<_, _>>();
         let extra = [(&config, "additional_special_tokens"), (&map, "additional_special_tokens")];
         let mut next = ids.values().filter_map(Value::as_u64).max().unwrap_or_default() + 1;

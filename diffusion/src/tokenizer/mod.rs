@@ -77,10 +77,11 @@ impl Tokenizer {
     /// Prompts would be longer than `positions`.
     pub(crate) fn of_encoder(self, rows: i64, positions: i64) -> Result<Self> {
         if self.length as i64 > positions {
-            let (folder, length) = (self.folder.display(), self.length);
+            let (config, length) = (self.folder.join("tokenizer_config.json"), self.length);
             return Err(Error::data(format!(
-                "{folder}: prompts have {length} ids (`model_max_length`), but the text encoder reads {positions} \
-                 (`max_position_embeddings`)"
+                "{}: prompts have {length} ids (`model_max_length`), but the text encoder reads {positions} \
+                 (`max_position_embeddings`)",
+                config.display()
             )));
         }
         Ok(Self { rows: Some(rows), ..self })
@@ -118,7 +119,8 @@ impl Tokenizer {
         let highest = vocabulary.ids.values().filter_map(Value::as_u64).max().unwrap_or_default() as u32;
         let Vocabulary { start, end, pad, length, .. } = vocabulary;
         let inner = tokenizers::Tokenizer::from_bytes(pipeline(vocabulary).to_string()).map_err(|error| {
-            Error::data(format!("{}: not a tokenizer this program can read", folder.display())).caused_by(error)
+            let files = if files.contains_key("tokenizer.json") { "tokenizer.json" } else { "vocab.json" };
+            Error::data(format!("{}: not a tokenizer: {error}", folder.join(files).display()))
         })?;
         Ok(Self { inner, start, end, pad, length, highest, several, rows: None, folder: folder.to_owned(), files })
     }

@@ -41,7 +41,7 @@ fn unsupported_values_of_a_unet_are_named() {
         ("down_block_types", json!(["DownBlock2D", "AttnDownBlock2D"]), "CrossAttnDownBlock2D"),
         ("block_out_channels", json!([8, 18]), "groups"),
         ("attention_head_dim", json!([2, 4, 8]), "entries"),
-        ("layers_per_block", json!([1, 2]), "positive integer"),
+        ("layers_per_block", json!([1, 2]), "the same for every level"),
         ("invented", json!("x"), "invented"),
     ];
     for (key, value, part) in cases {

@@ -39,26 +39,38 @@ fn value(number: usize, index: usize) -> f32 {
 }
 
 fn write(path: &Path, family: &str, extra: &[&str]) {
-    write_saying(path, family, extra, &[]);
-}
-
-/// With the metadata of a safetensors file.
-fn write_saying(path: &Path, family: &str, extra: &[&str], metadata: &[(&str, &str)]) {
     let mut tensors = HashMap::new();
     for (number, (_, ldm, _, shape)) in keys(family).into_iter().enumerate() {
         let bytes = (0..shape.iter().product()).flat_map(|index| value(number, index).to_le_bytes()).collect();
         tensors.insert(ldm, (shape, bytes));
     }
     for name in extra {
-        // ComfyUI's have no elements.
-        let count = usize::from(!["v_pred", "ztsnr"].contains(name));
-        tensors.insert((*name).to_owned(), (vec![count], vec![0_u8; 4 * count]));
+        tensors.insert((*name).to_owned(), (vec![1], vec![0_u8; 4]));
     }
     let views = tensors.iter().map(|(name, (shape, bytes)): (&String, &(Vec<usize>, Vec<u8>))| {
         (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
     });
-    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    safetensors::serialize_to_file(views, Some(metadata), path).unwrap();
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// A header with metadata and empty keys beside the model's, over zeros that take no room on the disk.
+fn write_saying(path: &Path, family: &str, empty: &[&str], metadata: &[(&str, &str)]) {
+    let mut header = serde_json::Map::new();
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value)));
+    header.insert("__metadata__".to_owned(), Value::from_iter(metadata));
+    let mut end = 0;
+    let mut insert = |key: &str, shape: &[usize]| {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        header.insert(key.to_owned(), entry);
+    };
+    keys(family).iter().for_each(|(_, ldm, _, shape)| insert(ldm, shape));
+    empty.iter().for_each(|key| insert(key, &[0]));
+    let header = Value::from(header).to_string();
+    fs_err::write(path, [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    let file = fs_err::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
 }
 
 /// What trainers leave in published files.
@@ -198,7 +210,7 @@ fn what_a_file_says_of_its_prediction_is_followed() {
 fn a_yaml_beside_a_file_is_followed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    write(&path, "sd2", &[]);
+    write_saying(&path, "sd2", &[], &[]);
     let yaml = |text: &str| fs_err::write(folder.path().join("model.yaml"), text).unwrap();
     let v = "\u{feff}model:\n  params:\n    parameterization: \"v\"\n    linear_start: 0.001\n    timesteps: 500\n";
     yaml(v);

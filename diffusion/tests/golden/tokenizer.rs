@@ -81,10 +81,10 @@ fn damaged_files_are_named() {
     let lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n";
     for (file, content, says) in [
         ("merges.txt", "", "is an empty file"),
-        ("merges.txt", "#version: 0.2\n", "no merge makes 48894 pieces of the vocabulary"),
+        ("merges.txt", "#version: 0.2\n", "no merge makes 48894 pieces of vocab.json"),
         ("merges.txt", half, "no merge makes "),
         ("merges.txt", "#version: 0.2\ni n\nnonsense\n", "line 3: not two pieces"),
-        ("merges.txt", "#version: 0.2\ni n\nqqq zzzz\n", "line 3: `qqq` is not in the vocabulary"),
+        ("merges.txt", "#version: 0.2\ni n\nqqq zzzz\n", "line 3: `qqq` is not in vocab.json"),
         ("merges.txt", "#version: 0.2\ni n\ni n\n", "line 3: the same two pieces as before"),
         ("merges.txt", lfs, "Git LFS pointer"),
         ("vocab.json", lfs, "Git LFS pointer"),
