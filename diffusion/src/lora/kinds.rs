@@ -21,8 +21,8 @@ const PARTS: [(&str, &str); 22] = [
     ("diff", "a full difference of weights"),
     ("diff_b", "a difference of biases"),
     ("set_weight", "a replaced weight"),
-    ("w_norm", "LyCORIS norms"),
-    ("b_norm", "LyCORIS norms"),
+    ("w_norm", "LyCORIS' training of norms"),
+    ("b_norm", "LyCORIS' training of norms"),
     ("vera_lambda_b", "VeRA"),
     ("vera_lambda_d", "VeRA"),
     ("base_layer", "a model with adapters inside (PEFT's `base_layer`)"),
@@ -137,7 +137,7 @@ pub(super) fn of_file(path: &Path, shapes: &BTreeMap<String, Vec<usize>>) -> Res
     }
     let has = |starts: &[&str]| shapes.keys().any(|key| starts.iter().any(|start| key.starts_with(start)));
     if has(&["model.diffusion_model.", "cond_stage_model.", "first_stage_model.", "conditioner."]) {
-        return says("a checkpoint with a model's own weights", "give it as --model");
+        return says("a whole checkpoint (a model's own weights)", "give it as --model");
     }
     let folder = "give the folder that holds model_index.json as --model";
     if has(&["control_model.", "controlnet_cond_embedding."]) {
@@ -195,7 +195,7 @@ mod tests {
             ("lora_unet_conv_in.lokr_w1", "LoKr"),
             ("lora_unet_conv_in.diff", "full difference"),
             ("diffusion_model.input_blocks.1.0.in_layers.2.diff_b", "biases"),
-            ("lora_unet_down_blocks_0_resnets_0_norm1.w_norm", "LyCORIS norms"),
+            ("lora_unet_down_blocks_0_resnets_0_norm1.w_norm", "LyCORIS' training of norms"),
             ("lora_unet_mid.on_input", "IA3"),
             ("unet.conv_in.lora_magnitude_vector", "DoRA"),
             ("bundle_emb.fox.string_to_param", "bundled"),
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn whole_models_and_embeddings_are_told_by_their_tensors() {
         for (tensors, part) in [
-            (&[("model.diffusion_model.input_blocks.0.0.weight", &[16, 4, 3, 3][..])][..], "a checkpoint"),
+            (&[("model.diffusion_model.input_blocks.0.0.weight", &[16, 4, 3, 3][..])][..], "a whole checkpoint"),
             (&[("conv_in.weight", &[16, 4, 3, 3]), ("down_blocks.0.x.bias", &[16])], "UNet"),
             (&[("encoder.conv_in.weight", &[16, 3, 3, 3])], "VAE"),
             (&[("text_model.final_layer_norm.bias", &[16])], "text encoder"),

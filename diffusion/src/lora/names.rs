@@ -73,11 +73,24 @@ fn ldm(layers: &Layers) -> BTreeMap<String, &str> {
     let in_transformers = unet.keys().filter_map(|name| name.split_once(".attentions.")?.1.split_once('.'));
     let parts: BTreeSet<&str> = in_transformers.map(|(_, part)| part).chain(LDM_PARTS).collect();
     let positions = levels * (per_level + 1);
-    let sides = ["input_blocks", "output_blocks"];
-    let places = sides.iter().flat_map(|side| (0..=positions).map(move |position| format!("{side}.{position}")));
-    let places = places.chain(["middle_block".to_owned()]);
-    let inner = places.flat_map(|place| (0..3).map(move |inner| format!("{place}.{inner}")));
-    let names = inner.flat_map(|place| parts.iter().map(move |part| format!("{place}.{part}")));
+    // The size changes after the blocks of a level: the table does not look at where.
+    let ends_level =
+        |side: &str, position: usize| (position + usize::from(side == "output_blocks")).is_multiple_of(per_level + 1);
+    let sides = ["input_blocks", "output_blocks"].into_iter();
+    let places = sides.flat_map(|side| (0..=positions).map(move |position| (side, position)));
+    let names =
+        places.chain([("middle_block", 0), ("middle_block", 1), ("middle_block", 2)]).flat_map(|(side, position)| {
+            let inner = if side == "middle_block" {
+                vec![String::new()]
+            } else {
+                (0..3).map(|inner| format!("{inner}.")).collect()
+            };
+            let fits = move |part: &str| !matches!(part, "op" | "conv") || ends_level(side, position);
+            let parts: Vec<&str> = parts.iter().copied().filter(|part| fits(part)).collect();
+            inner.into_iter().flat_map(move |inner| {
+                parts.clone().into_iter().map(move |part| format!("{side}.{position}.{inner}{part}"))
+            })
+        });
     let single = ["time_embed.0", "time_embed.2", "input_blocks.0.0", "out.2"].map(str::to_owned);
     let layer = |name: &str| {
         let ours = ldm_unet(&format!("{name}.weight"), per_level)?;
