@@ -67,8 +67,10 @@ impl<'a> Section<'a> {
 
     /// The error for a value that is not as it has to be.
     pub fn wrong(&self, key: &str, want: impl fmt::Display) -> Error {
-        let found = self.object.get(key).unwrap_or(&Value::Null);
-        Error::data(format!("{}: `{key}` is {}, want {want}", self.place, Short(found)))
+        match self.object.get(key) {
+            Some(found) => Error::data(format!("{}: `{key}` is {}, want {want}", self.place, Short(found))),
+            None => Error::data(format!("{}: `{key}` is missing, want {want}", self.place)),
+        }
     }
 
     /// The object under `key`.

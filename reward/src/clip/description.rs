@@ -142,9 +142,16 @@ fn read(folder: &Path, name: &str) -> Result<ClipConfig> {
 fn picture_settings(folder: &Path) -> Result<Option<(String, Value)>> {
     let [all, pictures] = ["processor_config.json", "preprocessor_config.json"].map(|name| folder.join(name));
     if all.is_file() {
-        let place = format!("{}: image_processor", all.display());
+        let place = all.display().to_string();
         if let Some(settings) = json::read(&all)?.get_mut("image_processor").filter(|settings| !settings.is_null()) {
-            return Ok(Some((place, settings.take())));
+            return Ok(Some((format!("{place}: image_processor"), settings.take())));
+        }
+        // Older ones have none, but the other file is then there.
+        if !pictures.is_file() {
+            return Err(Error::data(format!(
+                "{place}: no `image_processor`, and no preprocessor_config.json beside it"
+            ))
+            .hint("save the processor again with transformers' save_pretrained"));
         }
     }
     if pictures.is_file() {

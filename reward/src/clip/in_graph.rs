@@ -31,7 +31,9 @@ pub fn preprocess(pixels: &Tensor, size: i64, how: &Preprocessing) -> Tensor {
                     let shape = [i64::from(side.size), i64::from(side.full)];
                     Tensor::from_slice(&filter.weights(side)).view(shape).to_device(pixels.device())
                 };
-                weights(rows).matmul(&pixels).matmul(&weights(columns).tr())
+                // Columns first, and cut off after each, as bytes are.
+                let narrow = pixels.matmul(&weights(columns).tr()).clamp(0.0, 1.0);
+                weights(rows).matmul(&narrow)
             }
         };
         if how.resize != Resize::Letterbox {

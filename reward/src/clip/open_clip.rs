@@ -31,6 +31,7 @@ impl ClipConfig {
     /// A model that is no plain CLIP with a vision transformer, or a value that is not supported, by file and key.
     pub fn from_open_clip(place: &str, document: &Value) -> Result<Self> {
         let document = Section::of(place, document)?;
+        document.only(&["model_cfg", "preprocess_cfg"])?;
         let model = required(&document, "model_cfg")?;
         let (vision, text) = (required(&model, "vision_cfg")?, required(&model, "text_cfg")?);
         only_plain(

@@ -178,7 +178,7 @@ mod tests {
             refused("vocab.json", "garbage").starts_with("vocab.json: no tokenizer file of a CLIP: expected value")
         );
         let swapped = vocabulary.replace("\"cat</w>\":2368", "\"cat</w>\":2369");
-        assert_eq!(refused("vocab.json", &swapped), "vocab.json: token 2369 is `cat</w>`, want `real</w>`");
+        assert_eq!(refused("vocab.json", &swapped), "vocab.json: token 2369 is `cat</w>`, want `muse`");
         fs_err::write(path("vocab.json"), vocabulary.replace("<|endoftext|>", "<end_of_text>")).unwrap();
         check(folder.path()).unwrap();
         assert_eq!(

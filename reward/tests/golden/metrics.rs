@@ -211,7 +211,7 @@ fn an_image_reward_of_other_files_is_refused_by_the_file() {
         refused()
     );
     fs_err::write(folder.path().join("med_config.json"), config.replace("hidden_size", "hidden")).unwrap();
-    assert!(refused().contains("med_config.json: missing field `hidden_size`"), "{}", refused());
+    assert!(refused().contains("med_config.json: `hidden_size` is missing"), "{}", refused());
     copy("image_reward/med_config.json", "med_config.json");
     fs_err::write(folder.path().join("vocab.txt"), "a\nb\n").unwrap();
     assert!(refused().contains("vocab.txt: no piece `[UNK]`"), "{}", refused());

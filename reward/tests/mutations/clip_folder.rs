@@ -4,7 +4,7 @@ use std::path::Path;
 
 use reward::{
     clip::{
-        config::{Activation, ClipConfig},
+        config::Activation,
         preprocessing::{Preprocessing, Resize},
         tokenizer::Tokenizer,
     },
@@ -18,10 +18,8 @@ use crate::mutate::check;
 type Seen = (Vec<(String, Vec<usize>)>, Activation, Resize);
 
 fn seen(model: &Path) -> reward::Result<Seen> {
-    let ClipConfig { vision, preprocessing, .. } = &open(model)?.config;
-    let resize = preprocessing.resize;
-    let activation = vision.activation;
-    Ok((open(model)?.config.parameters(), activation, resize))
+    let config = open(model)?.config;
+    Ok((config.parameters(), config.vision.activation, config.preprocessing.resize))
 }
 
 fn open(model: &Path) -> reward::Result<Checkpoint> {
