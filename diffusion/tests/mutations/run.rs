@@ -6,7 +6,7 @@ use diffusion::finetune::{FinetuneConfig, resumed_step};
 use reward::{
     event::Silent,
     run::{RunFolder, checkpoints},
-    weights::save::named_tensors,
+    weights::save::{ReadValues, named_tensors},
 };
 
 use crate::mutate::check;
@@ -26,8 +26,8 @@ fn run(folder: &Path, steps: &[usize]) -> FinetuneConfig {
     for step in steps {
         checkpoints::write(&checkpoints::folder(folder, *step), |partial| {
             for name in ["trained.safetensors", "ema.safetensors", "optimizer.safetensors"] {
-                let values = Box::new(|| Ok(vec![0.5, 1.5]));
-                named_tensors(&partial.join(name), vec![("x".to_owned(), vec![2], values)])?;
+                let tensor = ("x".to_owned(), vec![2], Box::new(|| Ok(vec![0.5_f32, 1.5])) as ReadValues);
+                named_tensors(&partial.join(name), vec![tensor])?;
             }
             let progress = format!(
                 "{{\"step\": {step}, \"best_composite\": 0.5, \"micro\": 2, \"checkpointing\": false, \"threads\": 2}}"

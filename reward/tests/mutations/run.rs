@@ -6,7 +6,7 @@ use reward::{
     event::{Event, Observer},
     run::{checkpoints, checksums, metrics},
     train::{config::TrainConfig, resumed_step},
-    weights::save::named_tensors,
+    weights::save::{ReadValues, named_tensors},
 };
 
 use crate::mutate::check;
@@ -35,8 +35,8 @@ fn run(folder: &Path, steps: &[usize]) -> TrainConfig {
     for step in steps {
         checkpoints::write(&checkpoints::folder(folder, *step), |partial| {
             for name in ["model.safetensors", "optimizer.safetensors"] {
-                let values = Box::new(|| Ok(vec![0.5, 1.5]));
-                named_tensors(&partial.join(name), vec![("x".to_owned(), vec![2], values)])?;
+                let tensor = ("x".to_owned(), vec![2], Box::new(|| Ok(vec![0.5_f32, 1.5])) as ReadValues);
+                named_tensors(&partial.join(name), vec![tensor])?;
             }
             let progress = format!("{{\"step\": {step}, \"best_accuracy\": 0.75, \"threads\": 2}}");
             Ok(fs_err::write(partial.join("progress.json"), progress)?)
