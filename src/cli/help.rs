@@ -24,8 +24,8 @@ fn fitted_to(command: Command, width: usize) -> Command {
     command.mut_subcommands(|below| fitted_to(below, width))
 }
 
-/// Lines that are indented are examples: one that is too long goes on behind a `\`, its comment goes above it. Lines that are
-/// not, up to the next empty line, are one line: clap wraps it.
+/// Lines that are indented are examples: one that is too long goes on behind a `\`, its comment goes above it; what ends in a
+/// colon says what the next one does. Lines that are not indented, up to the next empty line, are one line: clap wraps it.
 fn fit(text: &str, width: usize) -> String {
     let mut lines: Vec<String> = Vec::new();
     let mut prose = false;
@@ -33,7 +33,7 @@ fn fit(text: &str, width: usize) -> String {
         let is_prose = !line.is_empty() && !line.starts_with(' ');
         match lines.last_mut().filter(|_| prose && is_prose) {
             Some(last) => *last = format!("{last} {line}"),
-            None if line.chars().count() <= width || is_prose => lines.push(line.to_owned()),
+            None if line.chars().count() <= width || is_prose || line.ends_with(':') => lines.push(line.to_owned()),
             None => lines.extend(example(line, width)),
         }
         prose = is_prose;
@@ -99,7 +99,10 @@ mod tests {
     fn examples_of_every_command_fit() {
         fn check(command: &Command, width: usize) {
             let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            for line in text.lines().filter(|line| line.starts_with(' ') && !line.trim_start().starts_with('#')) {
+            for line in text
+                .lines()
+                .filter(|line| line.starts_with(' ') && !line.trim_start().starts_with('#') && !line.ends_with(':'))
+            {
                 assert!(line.chars().count() <= width, "{}: {line}", command.get_name());
             }
             command.get_subcommands().for_each(|below| check(below, width));

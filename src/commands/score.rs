@@ -73,7 +73,9 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
 
     if let (Some(output), Some(table)) = (&settings.output, &table) {
         table.write(&scores, &progress)?;
-        parts.map_or(Ok(()), Parts::remove)?;
+        if let Some(parts) = parts {
+            parts.remove();
+        }
         let without = scores.iter().filter(|score| score.is_none()).count();
         let more = if without > 0 { format!(", {without} row(s) without one") } else { String::new() };
         progress.line(&format!("{} scores in {}{more}", scores.len() - without, output.display()));

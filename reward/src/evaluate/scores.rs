@@ -122,8 +122,10 @@ impl Store {
     /// The disk is full or not writable, or what is there is no table of scores any more.
     pub fn write(&mut self) -> Result<()> {
         // The folder's own lock leaves no file behind. A file system without locks has none: then the last one stays.
-        let folder = fs_err::File::open(folder_of(&followed(&self.path)?))?;
-        folder.file().lock().ok();
+        let folder = fs_err::File::open(folder_of(&followed(&self.path)?)).ok();
+        if let Some(folder) = &folder {
+            folder.file().lock().ok();
+        }
         self.read_others()?;
         let keys: HashSet<Key> = self.rows.iter().map(ScoreRow::key).collect();
         let places: HashSet<_> = self.rows.iter().map(ScoreRow::place).collect();

@@ -169,22 +169,18 @@ impl<'a> Parts<'a> {
         Ok(())
     }
 
-    /// Removes the parts, and the folder if nothing else is in it.
-    ///
-    /// # Errors
-    /// A part cannot be removed.
-    pub fn remove(self) -> Result<()> {
+    /// Removes the parts, and the folder if nothing else is in it. What cannot be removed stays: all scores are elsewhere.
+    pub fn remove(self) {
         if self.lock.is_none() {
-            return Ok(());
+            return;
         }
         let ours = |name: &str| {
             name.ends_with(&format!(".{EXTENSION}")) || name.starts_with('.') && name.ends_with(".partial")
         };
-        for path in self.files(ours)? {
-            fs_err::remove_file(path)?;
+        for path in self.files(ours).unwrap_or_default() {
+            fs_err::remove_file(path).ok();
         }
         fs_err::remove_dir(&self.folder).ok();
-        Ok(())
     }
 
     /// Makes the folder and takes it for this process, if no other has it.
@@ -280,10 +276,10 @@ mod tests {
         let mut second = Parts::of(&output, MODEL).unwrap();
         assert!(second.taken() && !first.taken());
         second.add(1..2, String::new(), &[1.0]).unwrap();
-        second.remove().unwrap();
+        second.remove();
         assert_eq!(fs_err::read_dir(first.folder()).unwrap().count(), 1);
         fs_err::write(first.folder().join("notes.txt"), "mine").unwrap();
-        first.remove().unwrap();
+        first.remove();
         let left: Vec<_> = fs_err::read_dir(folder.path().join("s.csv.parts")).unwrap().collect();
         assert_eq!(left.len(), 1);
     }

@@ -297,7 +297,7 @@ mod tests {
         }));
         let scores = scored.ok().and_then(Result::ok);
         if let (Some(_), Some(parts)) = (&scores, parts) {
-            parts.remove().unwrap();
+            parts.remove();
         }
         Ended { scores, images: images.get() }
     }

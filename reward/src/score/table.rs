@@ -283,7 +283,7 @@ mod tests {
         folder.scored("m.parquet", "text.csv").unwrap();
         assert_eq!(
             folder.text("text.csv"),
-            "path,prompt,score,kind,made\na.png,fox,0.1,art,1970-01-01T04:00:00.005+04:00\nb.png,owl,,photo,1970-01-01T04:00:00.006+04:00\n"
+            "path,prompt,score,kind,made\na.png,fox,0.1,art,1970-01-01T00:00:00.005Z\nb.png,owl,,photo,1970-01-01T00:00:00.006Z\n"
         );
         folder.scored("m.parquet", "m.parquet").unwrap();
         let found = folder.parquet("m.parquet");

@@ -3,7 +3,12 @@
 use std::{path::Path, sync::Arc};
 
 use arrow_array::{
-    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray, cast::AsArray,
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray,
+    cast::AsArray,
+    types::{
+        ArrowTimestampType, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
+        TimestampSecondType,
+    },
 };
 use arrow_cast::display::{ArrayFormatter, FormatOptions};
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
@@ -119,6 +124,7 @@ fn column(cells: &[Option<&Value>]) -> ArrayRef {
 fn cells(source: &Path, column: &ArrayRef) -> Result<Vec<Value>> {
     let wrong = |error: &dyn std::fmt::Display| Error::data(format!("{}: {error}", source.display()));
     let options = FormatOptions::default();
+    let column = &in_utc(column);
     let formatter = ArrayFormatter::try_new(column, &options).map_err(|error| wrong(&error))?;
     let cell = |row: usize| {
         if column.is_null(row) {
@@ -131,6 +137,21 @@ fn cells(source: &Path, column: &ArrayRef) -> Result<Vec<Value>> {
         Ok(parsed.unwrap_or(Value::String(text)))
     };
     (0..column.len()).map(cell).collect()
+}
+
+/// Times with the name of a zone, whose offsets are not known here, in UTC; any other column as it is.
+fn in_utc(column: &ArrayRef) -> ArrayRef {
+    fn zoned<T: ArrowTimestampType>(column: &ArrayRef) -> Option<ArrayRef> {
+        let times = column.as_primitive_opt::<T>().filter(|times| times.timezone().is_some())?;
+        Some(Arc::new(times.clone().with_timezone("+00:00")))
+    }
+    let units = [
+        zoned::<TimestampSecondType>,
+        zoned::<TimestampMillisecondType>,
+        zoned::<TimestampMicrosecondType>,
+        zoned::<TimestampNanosecondType>,
+    ];
+    units.iter().find_map(|zoned| zoned(column)).unwrap_or_else(|| column.clone())
 }
 
 fn open(source: &Path) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>> {
