@@ -14,7 +14,7 @@ use anyhow::Result;
 use reward::{
     Error,
     clip::config::{Activation, ClipConfig},
-    data::{image::DecodeOptions, preflight::OnBadImage},
+    data::{image::DecodeOptions, loader, preflight::OnBadImage},
     device::DeviceName,
     score::EmbedOptions,
     weights::OpenOptions,
@@ -72,7 +72,7 @@ impl ImageArgs {
             Some("skip") => OnBadImage::Skip,
             Some(other) => return Err(Error::usage(format!("on_bad_image `{other}`: want stop or skip")).into()),
         };
-        let workers = self.num_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let workers = loader::workers(self.num_workers);
         Ok(EmbedOptions { batch_size, workers, decode, on_bad_image })
     }
 }

@@ -7,6 +7,7 @@ pub mod image_set;
 pub mod image_sets;
 pub mod loader;
 pub mod manifest;
+pub mod named;
 pub mod preflight;
 pub mod prompts;
 pub mod source;

@@ -1,11 +1,8 @@
 //! Triplets to embeddings: each image and prompt of a batch once, its frozen prefix from the cache where it is there.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use blake3::Hash;
@@ -113,19 +110,19 @@ pub struct Fetcher {
     image_size: u32,
     /// Whether images have a frozen prefix to cache.
     keyed: bool,
-    truncated: AtomicUsize,
+    truncated: Mutex<BTreeSet<String>>,
 }
 
 impl Fetcher {
     /// A fetcher for a model of `image_size` whose frozen part is `trainable`'s.
     pub fn new(cache: PrefixCache, decode: DecodeOptions, image_size: usize, trainable: Trainable) -> Self {
         let keyed = trainable.image_depth != Depth::Input;
-        Self { cache, decode, image_size: image_size as u32, keyed, truncated: AtomicUsize::new(0) }
+        Self { cache, decode, image_size: image_size as u32, keyed, truncated: Mutex::default() }
     }
 
-    /// Pictures so far that were cut off and decoded as far as they went.
-    pub fn truncated(&self) -> usize {
-        self.truncated.load(Ordering::Relaxed)
+    /// Names of the pictures so far that were cut off and decoded as far as they went.
+    pub fn truncated(&self) -> BTreeSet<String> {
+        self.truncated.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gives an image's place in the cache, or its pixels.
@@ -144,7 +141,9 @@ impl Fetcher {
             return Ok(Fetched::Cached(key));
         }
         let loaded = preprocess::load(&bytes, &source.label(), self.image_size, &self.decode)?;
-        self.truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
+        if loaded.truncated {
+            self.truncated.lock().unwrap_or_else(PoisonError::into_inner).insert(source.label());
+        }
         Ok(Fetched::Pixels(key, loaded.pixels))
     }
 
