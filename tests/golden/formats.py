@@ -648,7 +648,7 @@ def jpegs():
     case("jpeg fill bytes", plain[:2] + b"\xff\xff\xff" + plain[2:])
     case("jpeg zeroed tail", plain[: len(plain) * 3 // 4] + b"\0" * (len(plain) // 4))
     case("jpeg without huffman tables", jpeg([(m, b) for m, b in found if m != 0xC4], rest))
-    case("jpeg without quantization", jpeg([(m, b) for m, b in found if m != 0xDB], rest))
+    case("jpeg without quantization", jpeg([(m, b) for m, b in found if m != 0xDB], rest), keep=True)
     for name, content in (("baseline", plain), ("cmyk", saved(cmyk, "JPEG", quality=90))):
         for share in range(1, 16):
             case(f"jpeg {name} cut {share}/16", content[: len(content) * share // 16], keep=share == 14)

@@ -138,3 +138,16 @@ fn fast_decoding_keeps_the_pixels_asked_for_and_the_framing() {
         assert!(mean < 2.0, "{size}: {mean}");
     }
 }
+
+#[cfg(feature = "turbojpeg")]
+#[test]
+fn arithmetic_coding_changes_no_pixel() {
+    let pixels = |arithmetic: bool| {
+        let mut compressor = turbojpeg::Compressor::new().unwrap();
+        compressor.set_arithmetic(arithmetic).unwrap();
+        let image = turbojpeg::Image::mandelbrot(40, 30, turbojpeg::PixelFormat::RGB);
+        let bytes = compressor.compress_to_vec(image.as_deref()).unwrap();
+        crate::clip::preprocess::rgb(&decode(&bytes, "", &DecodeOptions::default()).unwrap().picture)
+    };
+    assert_eq!(pixels(true), pixels(false));
+}
