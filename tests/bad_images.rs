@@ -53,12 +53,37 @@ fn rows_with_bad_pictures_are_left_out_on_request() {
 #[test]
 fn a_picture_that_ends_early_is_used_and_counted() {
     let work = with_picture("pixels/truncated_420.jpg");
-    let said = "1 truncated image(s)";
+    let said = "1 truncated image(s) were decoded as far as they went: golden/pixels/truncated_420.jpg";
     if cfg!(feature = "torch") {
+        let full = work.run(&format!("{TRAIN} --preflight full --strict"));
+        full.fails(1, &["1 truncated image", "t.parquet row 1", "golden/pixels/truncated_420.jpg"]);
         work.run(TRAIN).succeeds().says(said);
         assert_eq!(work.losses("out").len(), 1);
     }
     work.run(VALIDATE).succeeds().says(said);
+}
+
+/// A score of a truncated picture is in the table, but is never taken for that of a whole one.
+#[test]
+fn evaluate_warns_of_truncated_pictures_every_time() {
+    let work = Workspace::new();
+    let (whole, cut) = (work.bytes("golden/pixels/420.jpg"), work.bytes("golden/pixels/truncated_420.jpg"));
+    work.write("a.jpg", work.bytes("golden/pixels/444.jpg"));
+    work.write("b.jpg", cut);
+    work.write("set.csv", "prompt,path\nfox,a.jpg\nfox,b.jpg\n");
+    let metrics = if cfg!(feature = "torch") { "saturation,clip-score=random:tiny" } else { "clip-score=random:tiny" };
+    let command = format!("evaluate --device cpu --images set.csv --metrics {metrics}");
+    let said = "1 truncated image(s) were decoded as far as they went: b.jpg";
+    let each = metrics.split(',').count();
+    for new in [2 * each, each] {
+        work.run(&command).succeeds().says(said).says(&format!("{new} of them new"));
+    }
+    work.write("b.jpg", whole);
+    for new in [each, 0] {
+        let repaired = work.run(&command);
+        repaired.succeeds().says(&format!("{} scores in scores.parquet, {new} of them new", 2 * each));
+        repaired.check(!repaired.stderr.contains("truncated"), "no word of truncation");
+    }
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub(crate) struct EvaluateArgs {
     /// Threads that decode [default: as many as this process may use]
     #[arg(long, value_name = "N")]
     pub(crate) num_workers: Option<usize>,
-    /// Refuse pictures with more pixels [default: 178956970, Pillow's limit]
+    /// Refuse pictures with more pixels; decoding takes half of the free memory at most [default: 178956970, Pillow's limit]
     #[arg(long, value_name = "N")]
     pub(crate) max_pixels: Option<u64>,
     /// auto, cpu, cuda or cuda:N [default: auto]

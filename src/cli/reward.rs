@@ -131,7 +131,7 @@ pub(crate) struct TrainArgs {
 /// How images are read.
 #[derive(Args, Serialize, Deserialize, Default)]
 pub(crate) struct ImageArgs {
-    /// Refuse pictures with more pixels [default: 178956970, Pillow's limit]
+    /// Refuse pictures with more pixels; decoding takes half of the free memory at most [default: 178956970, Pillow's limit]
     #[arg(long, value_name = "N")]
     pub(crate) max_pixels: Option<u64>,
     /// Apply the EXIF orientation (the original does not)

@@ -5,7 +5,7 @@ use std::{fmt::Write, process::ExitCode};
 use anyhow::Result;
 use reward::{
     Error,
-    data::{image::DecodeOptions, image_sets::ImageSets, preflight::OnBadImage},
+    data::{image::DecodeOptions, image_sets::ImageSets, loader, preflight::OnBadImage},
     eval::comparison::Comparison,
     evaluate::{
         Column, Evaluation, Options, evaluate,
@@ -67,7 +67,7 @@ fn options(settings: &EvaluateArgs) -> Result<Options> {
     }
     let decode = DecodeOptions::default();
     let decode = DecodeOptions { max_pixels: max_pixels.unwrap_or(decode.max_pixels), ..decode };
-    let workers = num_workers.unwrap_or_else(reward::threads::usable);
+    let workers = loader::workers(num_workers);
     Ok(Options {
         metrics: settings.specs()?,
         clip: clip.clone(),

@@ -17,7 +17,7 @@ use reward::{
         config::{Activation, ClipConfig},
         tokenizer::Tokens,
     },
-    data::{image::DecodeOptions, preflight::OnBadImage},
+    data::{image::DecodeOptions, loader, preflight::OnBadImage},
     device::DeviceName,
     score::EmbedOptions,
     weights::OpenOptions,
@@ -100,7 +100,7 @@ impl ImageArgs {
         let fast_for = self.fast_decode.unwrap_or(false).then_some(clip.image_size as u32);
         let decode = DecodeOptions { fast_for, ..self.decode_options() };
         let on_bad_image = self.on_bad_image()?;
-        let workers = self.num_workers.unwrap_or_else(reward::threads::usable);
+        let workers = loader::workers(self.num_workers);
         Ok(EmbedOptions { batch_size, workers, decode, on_bad_image })
     }
 }

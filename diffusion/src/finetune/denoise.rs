@@ -127,9 +127,7 @@ impl Images {
     /// Every picture can be read, before hours of training.
     fn check(&self) -> Result<()> {
         for source in &self.sources {
-            reward::data::preflight::check_header(source, |bytes| {
-                image::probe(std::io::Cursor::new(bytes), &source.label()).map(drop)
-            })?;
+            reward::data::preflight::check_header(source, |bytes| image::probe(bytes, &source.label()).map(drop))?;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use std::{
 };
 
 use reward::{
+    data::named::Named,
     event::{Event, Observer},
     run::RunFolder,
     train::config::Precision,
@@ -37,7 +38,7 @@ use crate::{
 };
 use latents::FinalLatents;
 use picture::Picture;
-use plan::PlannedImage;
+use plan::{PlannedImage, State};
 
 /// How a run ended.
 pub enum Ended {
@@ -88,12 +89,20 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     check_same_run(&folder, config)?;
     let finals = config.save_final_latents.as_deref();
     let finals = finals.map(|file| FinalLatents::new(file, output, images.len(), size.latents));
-    let mut left = Vec::new();
+    let (mut left, mut damaged) = (Vec::new(), Named::default());
     for image in &images {
-        let finished = plan::is_finished(output, image, &prompts[image.prompt_index])?;
-        if !finished || finals.as_ref().is_some_and(|finals| !finals.has(image)) {
+        let wanted = picture::settings(config, image, &prompts[image.prompt_index], size.pixels);
+        let state = plan::state(output, image, &wanted)?;
+        if state == State::Damaged {
+            damaged.add(image.path());
+        }
+        if state != State::Finished || finals.as_ref().is_some_and(|finals| !finals.has(image)) {
             left.push(image.clone());
         }
+    }
+    if damaged.count() > 0 {
+        let text = format!("{} image(s) are cut off or damaged, and are made again: {damaged}", damaged.count());
+        observer.event(&Event::Warning(&text));
     }
     folder.write_config(config)?;
     fs_err::create_dir_all(output.join("images"))?;

@@ -1,6 +1,6 @@
 //! PNG files that say how they were made: a `parameters` chunk as web UIs write and read it, and the same as JSON.
 
-use std::{io::BufReader, path::Path};
+use std::{io::Cursor, path::Path};
 
 use reward::weights::save::replace_file;
 use serde_json::{Value, json};
@@ -99,24 +99,20 @@ pub fn write(
     replace_file(path, |partial| Ok(fs_err::write(partial, &bytes)?))
 }
 
-/// Prompt and seed that a PNG says it was made from; `None` if it says nothing.
-///
-/// # Errors
-/// The file cannot be opened.
-pub fn origin(path: &Path) -> Result<Option<(String, u64)>> {
-    let file = BufReader::new(fs_err::File::open(path)?);
-    let Ok(reader) = png::Decoder::new(file).read_info() else { return Ok(None) };
+/// The [`settings`] that a PNG says it was made from; `None` if it says nothing.
+pub fn settings_of(file: &[u8]) -> Option<Value> {
+    let reader = png::Decoder::new(Cursor::new(file)).read_info().ok()?;
     let info = reader.info();
     let latin1 = info.uncompressed_latin1_text.iter().map(|chunk| (chunk.keyword.as_str(), Some(chunk.text.clone())));
     let utf8 = info.utf8_text.iter().map(|chunk| (chunk.keyword.as_str(), chunk.get_text().ok()));
     let text = latin1.chain(utf8).find_map(|(keyword, text)| text.filter(|_| keyword == JSON_CHUNK));
-    let json: Value = text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
-    let prompt = json["prompt"].as_str().map(str::to_owned);
-    Ok(prompt.zip(json["seed"].as_u64()))
+    serde_json::from_str(&text?).ok().filter(Value::is_object)
 }
 
 #[cfg(test)]
 mod tests {
+    use reward::data::image::png_is_whole;
+
     use super::*;
 
     #[test]
@@ -133,7 +129,9 @@ mod tests {
         let picture = Picture { width: 2, height: 1, rgb: vec![255, 0, 0, 1, 2, 3] };
         for prompt in ["a red fox", "ein roter Füchs", "赤い狐"] {
             write(&path, &picture, &config, &image, prompt).unwrap();
-            assert_eq!(origin(&path).unwrap(), Some((prompt.to_owned(), 7)));
+            let bytes = fs_err::read(&path).unwrap();
+            assert_eq!(settings_of(&bytes).unwrap(), settings(&config, &image, prompt, (2, 1)));
+            assert!(png_is_whole(&bytes) && !png_is_whole(&bytes[..bytes.len() - 1]));
             let read = image::open(&path).unwrap().into_rgb8();
             assert_eq!((read.width(), read.height(), read.into_raw()), (2, 1, picture.rgb.clone()));
         }
@@ -145,8 +143,6 @@ mod tests {
         let wanted = "parameters\0a red fox\nNegative prompt: blurry\nSteps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 7, \
                       Size: 2x1, Model: sd15";
         assert!(bytes.contains(wanted), "{bytes}");
-
-        fs_err::write(&path, "no picture").unwrap();
-        assert_eq!(origin(&path).unwrap(), None);
+        assert_eq!(settings_of(b"no picture"), None);
     }
 }

@@ -1,24 +1,30 @@
 //! Image files decoded as Pillow opens them: in the mode of the file, which decides how resizing treats them.
 //!
 //! JPEG goes through libjpeg-turbo (Pillow's decoder, so the pixels are the same), or through the `image` crate without
-//! the `turbojpeg` feature; PNG through `png`, whose rows come before any conversion; the rest through `image`.
+//! the `turbojpeg` feature; PNG, GIF and TIFF through the crates of these names, whose samples come before any conversion;
+//! WebP through `image`; BMP is read here. What is not decoded as Pillow does is refused by name.
 //!
-//! Reference: Pillow 13.0, `PIL/{Image,JpegImagePlugin,PngImagePlugin,WebPImagePlugin}.py`.
+//! Reference: Pillow 13.0, `PIL/*ImagePlugin.py`.
 
 #[cfg(feature = "turbojpeg")]
 use std::cell::Cell;
-use std::io::{BufRead, Cursor, Seek};
 
 use fast_image_resize::PixelType;
 use fast_image_resize::images::Image;
-use image::ImageFormat;
 
 use crate::{Error, Result};
 
+mod bmp;
+mod budget;
+mod gif;
 mod jpeg;
 mod orientation;
-mod other;
 mod png;
+mod tiff;
+mod unread;
+mod webp;
+
+pub use png::is_whole as png_is_whole;
 
 /// How to decode.
 #[derive(Debug, Clone)]
@@ -83,6 +89,8 @@ pub struct Picture {
     pub(crate) shrink: u32,
     width: u32,
     height: u32,
+    /// Its part of the memory for decoding.
+    share: Option<budget::Share<'static>>,
 }
 
 impl Picture {
@@ -101,7 +109,7 @@ impl Picture {
         } else {
             Image::from_vec_u8(decoded[0], decoded[1], samples, mode.pixel_type()).map_err(|error| error.to_string())?
         };
-        Ok(Self { mode, pixels, shrink, width: full[0], height: full[1] })
+        Ok(Self { mode, pixels, shrink, width: full[0], height: full[1], share: None })
     }
 
     /// The kind of its pixels.
@@ -163,11 +171,43 @@ pub struct Decoded {
     pub clipped_16_bit: bool,
 }
 
+/// The formats that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// JPEG, also the first picture of an MPO.
+    Jpeg,
+    /// PNG; of an animation the picture that all programs show.
+    Png,
+    /// GIF, the first frame.
+    Gif,
+    /// Windows bitmap.
+    Bmp,
+    /// TIFF, the first page.
+    Tiff,
+    /// WebP, the first frame.
+    WebP,
+}
+
+impl Format {
+    /// The format, by the magic bytes.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0xFF, 0xD8, 0xFF, ..] => Some(Self::Jpeg),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Self::Tiff),
+            [b'B', b'M', ..] => Some(Self::Bmp),
+            _ if bytes.starts_with(b"\x89PNG\r\n\x1a\n") => Some(Self::Png),
+            _ => None,
+        }
+    }
+}
+
 /// What the first bytes of a file say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The format, by its magic bytes.
-    pub format: ImageFormat,
+    pub format: Format,
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
@@ -175,13 +215,17 @@ pub struct Header {
 }
 
 impl Header {
+    /// Width times height.
+    pub fn pixels(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+
     /// Refuses pictures of more than `max_pixels`.
     ///
     /// # Errors
     /// Names the file, its size and the limit.
     pub fn check_pixels(&self, label: &str, max_pixels: u64) -> Result<()> {
-        let Self { width, height, .. } = *self;
-        let pixels = u64::from(width) * u64::from(height);
+        let (Self { width, height, .. }, pixels) = (self, self.pixels());
         if pixels <= max_pixels {
             return Ok(());
         }
@@ -192,39 +236,63 @@ impl Header {
 
 /// Decodes a file held in memory. `label` names it in errors.
 ///
+/// All threads share one budget of memory, half of what is free when the first picture is decoded: a picture waits until it
+/// fits in, and one that is larger than the budget is decoded alone.
+///
 /// # Errors
-/// The bytes are no image, of a format that is not read, damaged beyond the truncations that [`Decoded::truncated`]
-/// tells of, or larger than [`DecodeOptions::max_pixels`].
+/// The bytes are no image, of a format or a kind that is not read, damaged beyond the truncations that
+/// [`Decoded::truncated`] tells of, or larger than [`DecodeOptions::max_pixels`].
 pub fn decode(bytes: &[u8], label: &str, options: &DecodeOptions) -> Result<Decoded> {
-    let header = probe(Cursor::new(bytes), label)?;
+    let header = probe(bytes, label)?;
     header.check_pixels(label, options.max_pixels)?;
+    let share = budget::share_for(header.pixels());
     let (picture, truncated) = match header.format {
-        ImageFormat::Jpeg => jpeg::decode(bytes, options.fast_for),
-        ImageFormat::Png => png::decode(bytes),
-        format => other::decode(bytes, format).map(|picture| (picture, false)),
+        Format::Jpeg => jpeg::decode(bytes, options.fast_for),
+        Format::Png => png::decode(bytes),
+        Format::Gif => gif::decode(bytes).map(whole),
+        Format::Bmp => bmp::decode(bytes).map(whole),
+        Format::Tiff => tiff::decode(bytes).map(whole),
+        Format::WebP => webp::decode(bytes).map(whole),
     }
     .map_err(|reason| unreadable(label, header.format, &reason))?;
-    let picture = if options.exif_rotate { orientation::upright(picture, bytes) } else { picture };
+    // The orientation of a TIFF is applied always, as by Pillow.
+    let turned = options.exif_rotate && header.format != Format::Tiff;
+    let mut picture = if turned { orientation::upright(picture, bytes) } else { picture };
+    picture.share = Some(share);
     Ok(Decoded { clipped_16_bit: picture.clips(), picture, truncated })
+}
+
+fn whole(picture: Picture) -> (Picture, bool) {
+    (picture, false)
+}
+
+/// A picture of colours looked up in a palette of RGB triples; an index beyond it is black, as in Pillow.
+fn indexed(width: u32, height: u32, indices: &[u8], palette: &[u8]) -> Result<Picture, String> {
+    let (colours, _) = palette.as_chunks::<3>();
+    if colours.len() > 256 {
+        return Err(format!("its palette has {} colours, wanted 256 at most", colours.len()));
+    }
+    let colours: [[u8; 3]; 256] = std::array::from_fn(|index| colours.get(index).copied().unwrap_or_default());
+    let mut samples = Vec::with_capacity(3 * indices.len());
+    for index in indices {
+        samples.extend_from_slice(&colours[usize::from(*index)]);
+    }
+    Picture::new(Mode::Palette, width, height, samples)
 }
 
 /// Reads format and size from the head of a file, without decoding it.
 ///
 /// # Errors
 /// The bytes are no image, of a format that is not read, or end within the header.
-pub fn probe(mut reader: impl BufRead + Seek, label: &str) -> Result<Header> {
-    let magic = reader.fill_buf().map_err(|error| Error::data(format!("{label}: {error}")))?;
-    if magic.is_empty() {
-        return Err(Error::data(format!("{label}: wanted an image, found an empty file")));
-    }
-    let format = image::guess_format(magic).ok().filter(ImageFormat::reading_enabled).ok_or_else(|| {
-        let start = magic[..magic.len().min(12)].escape_ascii();
-        Error::data(format!("{label}: wanted an image, found a file that starts with \"{start}\""))
-            .hint("JPEG, PNG, WebP, GIF, BMP and TIFF are read; convert other formats first")
-    })?;
+pub fn probe(bytes: &[u8], label: &str) -> Result<Header> {
+    let format = Format::of(bytes).ok_or_else(|| unread::error(bytes, label))?;
     let (width, height) = match format {
-        ImageFormat::Jpeg => jpeg::dimensions(reader),
-        format => image::ImageReader::with_format(reader, format).into_dimensions().map_err(|error| error.to_string()),
+        Format::Jpeg => jpeg::dimensions(bytes),
+        Format::Png => png::dimensions(bytes),
+        Format::Gif => gif::dimensions(bytes),
+        Format::Bmp => bmp::dimensions(bytes),
+        Format::Tiff => tiff::dimensions(bytes),
+        Format::WebP => webp::dimensions(bytes),
     }
     .and_then(
         |size| if size.0 > 0 && size.1 > 0 { Ok(size) } else { Err(format!("its size is {} x {}", size.0, size.1)) },
@@ -233,9 +301,13 @@ pub fn probe(mut reader: impl BufRead + Seek, label: &str) -> Result<Header> {
     Ok(Header { format, width, height })
 }
 
-fn unreadable(label: &str, format: ImageFormat, reason: &str) -> Error {
+fn unreadable(label: &str, format: Format, reason: &str) -> Error {
+    // Some decoders speak in several lines.
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
     Error::data(format!("{label}: cannot read it as {format:?}: {reason}"))
 }
 
+#[cfg(test)]
+mod formats;
 #[cfg(test)]
 mod tests;

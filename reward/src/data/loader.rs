@@ -6,6 +6,13 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+/// Threads that decode: as many as asked for, else as many as compute ([`usable`](crate::threads::usable)),
+/// and no more than feed a model.
+pub fn workers(asked: Option<usize>) -> usize {
+    const ENOUGH: usize = 32;
+    asked.unwrap_or_else(|| crate::threads::usable().min(ENOUGH))
+}
+
 /// Applies `work` to `items` in `workers` threads and gives `consume` the results in the order of the items, whatever
 /// the number of workers; 0 works in the calling thread.
 ///
@@ -23,8 +30,10 @@ pub fn ordered<T: Send, U: Send, R>(
         return consume(&mut items.map(work));
     }
     let (jobs, queue) = unbounded::<Job<T, U>>();
+    // Never more threads than items.
+    let useful = items.size_hint().1.unwrap_or(usize::MAX);
     thread::scope(|scope| {
-        for _ in 0..workers.min(ahead.max(1)) {
+        for _ in 0..workers.min(ahead.max(1)).min(useful) {
             scope.spawn(|| {
                 for Job { item, answer } in &queue {
                     // Nobody listens once the consumer has left: nothing is lost then.

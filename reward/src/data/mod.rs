@@ -12,6 +12,7 @@ pub mod image_sets;
 mod json;
 pub mod loader;
 pub mod manifest;
+pub mod named;
 mod parts;
 pub mod preflight;
 pub mod prompts;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::named::NAMED;
 use super::source::ImageSource;
 use super::triplets::{Triplet, Triplets};
 use crate::{Error, Result};
@@ -84,10 +85,18 @@ pub struct Report {
     pub bad_images: HashSet<u32>,
     /// Indexes of validation images that cannot be read.
     pub bad_validation_images: HashSet<u32>,
+    /// The way out for the first image that cannot be read, where it has one.
+    pub hint: Option<String>,
 }
 
-/// How many places a finding names.
-const EXAMPLES: usize = 5;
+/// What a look at an image found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing wrong, as far as it went.
+    Whole,
+    /// The file ends too early, and is decoded as far as it goes.
+    Truncated,
+}
 
 /// Checks all rows; images in parallel.
 ///
@@ -98,7 +107,7 @@ pub fn preflight(
     train: &Triplets,
     validation: Option<&Triplets>,
     options: &Options,
-    check: &(dyn Fn(&ImageSource) -> Result<()> + Sync),
+    check: &(dyn Fn(&ImageSource) -> Result<Look> + Sync),
     truncated: &(dyn Fn(&str) -> bool + Sync),
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Report {
@@ -109,6 +118,7 @@ pub fn preflight(
         warnings: Vec::new(),
         bad_images: HashSet::new(),
         bad_validation_images: HashSet::new(),
+        hint: None,
     };
     if options.level == Level::Off {
         return report;
@@ -123,7 +133,7 @@ pub fn preflight(
     let mut warnings = Vec::new();
     for (name, triplets) in [("training", Some(train)), ("validation", validation)] {
         let Some(triplets) = triplets else { continue };
-        let bad = bad_images(triplets, &check);
+        let Looks { bad, cut } = looks(triplets, &check);
         let hits = Hits::new(triplets, |row| {
             [row.positive, row.negative].map(|image| bad.contains_key(&image).then_some(image))
         });
@@ -131,7 +141,10 @@ pub fn preflight(
         let what = format!("{} cannot be read, in {}", plural(bad.len(), "image"), plural(hits.rows, "row"));
         let what = if skip { format!("{what}, which are left out") } else { what };
         if skip { &mut report.warnings } else { &mut report.errors }
-            .extend(hits.finding(name, what, |image| bad[&image].clone()));
+            .extend(hits.finding(name, what, |image| bad[&image].0.clone()));
+        let first = bad.iter().min_by_key(|(image, _)| **image);
+        report.hint = report.hint.or_else(|| first.and_then(|(_, (_, hint))| hint.clone()));
+        warnings.extend(cut_images(name, triplets, &cut));
         warnings.extend(equal_images(name, triplets));
         warnings.extend(cut_prompts(name, triplets, truncated));
         let indexes = if name == "training" { &mut report.bad_images } else { &mut report.bad_validation_images };
@@ -147,7 +160,7 @@ pub fn preflight(
 
 /// The check of [`Level::Headers`]: `probe` gets the start of the image, and all of it if that is not enough (a JPEG may
 /// hold a long colour profile before its size).
-pub fn check_header(image: &ImageSource, probe: impl Fn(&[u8]) -> Result<()>) -> Result<()> {
+pub fn check_header(image: &ImageSource, mut probe: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     const HEAD_BYTES: usize = 64 << 10;
     let head = image.read_head(HEAD_BYTES)?;
     match probe(&head) {
@@ -164,14 +177,39 @@ fn counts(triplets: &Triplets) -> Counts {
     }
 }
 
-/// Images that cannot be read, with the reason.
-fn bad_images(triplets: &Triplets, check: &(dyn Fn(&ImageSource) -> Result<()> + Sync)) -> HashMap<u32, String> {
-    let reason = |image: &ImageSource| {
-        let (message, label) = (check(image).err()?.to_string(), image.label());
-        Some(if message.contains(&label) { message } else { format!("{label}: {message}") })
-    };
+/// What is wrong with images, by their index.
+struct Looks {
+    /// Those that cannot be read, with the reason and the way out.
+    bad: HashMap<u32, (String, Option<String>)>,
+    /// Those that are truncated.
+    cut: HashSet<u32>,
+}
+
+fn looks(triplets: &Triplets, check: &(dyn Fn(&ImageSource) -> Result<Look> + Sync)) -> Looks {
     let images = triplets.images.par_iter().enumerate();
-    images.filter_map(|(index, image)| Some((index as u32, reason(image)?))).collect()
+    let found: Vec<(u32, Result<Look>)> = images
+        .map(|(index, image)| (index as u32, check(image)))
+        .filter(|(_, look)| !matches!(look, Ok(Look::Whole)))
+        .collect();
+    let mut looks = Looks { bad: HashMap::new(), cut: HashSet::new() };
+    for (index, look) in found {
+        let Err(error) = look else {
+            looks.cut.insert(index);
+            continue;
+        };
+        let (message, label) = (error.to_string(), triplets.images[index as usize].label());
+        let message = if message.contains(&label) { message } else { format!("{label}: {message}") };
+        looks.bad.insert(index, (message, error.hint_text().map(str::to_owned)));
+    }
+    looks
+}
+
+fn cut_images(name: &str, triplets: &Triplets, cut: &HashSet<u32>) -> Option<Finding> {
+    let hits =
+        Hits::new(triplets, |row| [row.positive, row.negative].map(|image| cut.contains(&image).then_some(image)));
+    let images = plural(hits.distinct.len(), "truncated image");
+    let what = format!("{images}, read as far as there is data, in {}", plural(hits.rows, "row"));
+    hits.finding(name, what, |image| triplets.images[image as usize].label())
 }
 
 fn equal_images(name: &str, triplets: &Triplets) -> Option<Finding> {
@@ -240,7 +278,7 @@ impl<'a> Hits<'a> {
         (self.rows > 0).then(|| Finding {
             what: format!("{data} data: {what}"),
             count: self.distinct.len(),
-            examples: self.distinct.iter().take(EXAMPLES).map(example).collect(),
+            examples: self.distinct.iter().take(NAMED).map(example).collect(),
         })
     }
 }
@@ -273,11 +311,10 @@ impl Report {
         Err(if self.bad_images.is_empty() && self.bad_validation_images.is_empty() {
             error
         } else {
-            error.hint(
-                "relative paths start at the folder of the parquet file, or at --image-root; \
-                 --max-pixels raises the limit on their size; \
-                 --on-bad-image skip leaves out the rows of images that cannot be read",
-            )
+            const COMMON: &str = "relative paths start at the folder of the parquet file, or at --image-root; \
+                                  --max-pixels raises the limit on their size";
+            let first = self.hint.as_deref().unwrap_or(COMMON);
+            error.hint(format!("{first}; --on-bad-image skip leaves out the rows of images that cannot be read"))
         })
     }
 }

@@ -99,19 +99,21 @@ impl SharedClip {
         let room = if self.kept.is_some() { self.checkpoint.config.embed_dim } else { 0 };
         let mut kept: Vec<(String, Vec<f32>)> =
             users.iter().map(|(sha256, _)| ((*sha256).to_owned(), Vec::with_capacity(room))).collect();
-        let done = embed_images(engine, &images, &run.options.embed, run.observer, run.stop, |indexes, embeddings| {
-            for (index, embedding) in indexes.iter().zip(embeddings) {
-                users[*index as usize].1.iter().for_each(|user| each(*user, &embedding));
-                if room > 0 {
-                    kept[*index as usize].1.extend_from_slice(&embedding);
+        let truncated =
+            embed_images(engine, &images, &run.options.embed, run.observer, run.stop, |indexes, embeddings| {
+                for (index, embedding) in indexes.iter().zip(embeddings) {
+                    users[*index as usize].1.iter().for_each(|user| each(*user, &embedding));
+                    if room > 0 {
+                        kept[*index as usize].1.extend_from_slice(&embedding);
+                    }
                 }
-            }
-            Ok(())
-        });
+                Ok(())
+            });
         if let Some(known) = &mut self.kept {
             known.extend(kept.into_iter().filter(|(_, embedding)| !embedding.is_empty()));
         }
-        done
+        run.truncated().extend(truncated?.into_iter().map(|index| users[index as usize].0.to_owned()));
+        Ok(())
     }
 
     fn loaded<'a>(slot: &'a mut Option<Box<dyn Engine>>, checkpoint: &Checkpoint, run: &Run) -> Result<&'a dyn Engine> {

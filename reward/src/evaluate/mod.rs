@@ -10,7 +10,10 @@ pub mod scores;
 pub mod summary;
 mod tables;
 
-use std::{collections::HashMap, sync::atomic::AtomicBool};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+};
 
 use self::{
     metric::{MetricName, MetricSpec},
@@ -127,6 +130,14 @@ struct Run<'a> {
     options: &'a Options,
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
+    /// SHA-256 of the images that were found cut off.
+    truncated: Mutex<HashSet<String>>,
+}
+
+impl Run<'_> {
+    fn truncated(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.truncated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One metric's scores.
@@ -176,7 +187,7 @@ pub fn evaluate<'a>(
 ) -> Result<Evaluation<'a>> {
     let ImageSets { judged, baseline, label, .. } = image_sets;
     options.check(baseline.is_some())?;
-    let run = Run { options, observer, stop };
+    let run = Run { options, observer, stop, truncated: Mutex::default() };
     let pairs_of = |baseline: &ImageSet| judged.iter().map(|set| set.pairs(baseline)).collect::<Result<Vec<_>>>();
     let pairs = baseline.as_ref().map_or(Ok(Vec::new()), pairs_of)?;
     for mismatch in pairs.iter().filter_map(|pairs| pairs.mismatch.as_deref()) {

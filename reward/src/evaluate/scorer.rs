@@ -190,11 +190,19 @@ impl<'a> Scorer<'a> {
     }
 
     /// Adds a column, or what is known of it, to the table, and writes it if `new` of it are.
+    ///
+    /// The convention says where an image is truncated, so that such a score is never found as that of a whole image: it is
+    /// computed each time, with its warning. Diversity depends on all images of its set.
     fn keep(&mut self, column: &Column, new: usize) -> Result<()> {
+        const TRUNCATED: &str = "; truncated image";
+        let truncated = self.run.truncated();
         for (place, set) in self.sets.iter().enumerate() {
+            let is_in_set = self.hashes[place].iter().any(|sha256| truncated.contains(sha256));
             for ((row, score), image_sha256) in set.rows.iter().zip(&column.scores[place]).zip(&self.hashes[place]) {
                 // An image has a score, or it is not known yet; but an only image has no diversity.
-                if score.is_some() || column.name == MetricName::Diversity {
+                let is_diversity = column.name == MetricName::Diversity;
+                let is_marked = if is_diversity { is_in_set } else { truncated.contains(image_sha256) };
+                if score.is_some() || is_diversity {
                     self.store.rows.push(ScoreRow {
                         set: set.name.clone(),
                         prompt: set.prompt(row).to_owned(),
@@ -202,13 +210,14 @@ impl<'a> Scorer<'a> {
                         seed: row.seed,
                         metric: column.label.clone(),
                         score: *score,
-                        convention: column.conventions[place].clone(),
+                        convention: column.conventions[place].clone() + if is_marked { TRUNCATED } else { "" },
                         image_sha256: image_sha256.clone(),
                         checkpoint_sha256: column.checkpoint_sha256.clone(),
                     });
                 }
             }
         }
+        drop(truncated);
         if new > 0 {
             self.store.write()?;
         }
@@ -245,22 +254,25 @@ impl<'a> Scorer<'a> {
         let key =
             |own| format!("{}, checkpoint {sha256}{unlike}, images {} to {baseline}", distance.as_str(), images(own));
         let keys: Vec<String> = judged.iter().map(key).collect();
-        if keys.iter().any(|key| !self.store.distances.contains_key(key)) {
+        let mut known: Vec<Option<f64>> = keys.iter().map(|key| self.store.distances.get(key).copied()).collect();
+        if known.contains(&None) {
             let features = self.features(&path)?;
             let of = match distance {
                 SetDistance::FidClip => crate::metrics::frechet_distance,
                 SetDistance::KidClip => crate::metrics::kernel_distance,
             };
-            for (key, own) in keys.iter().zip(&features) {
-                self.store.distances.insert(key.clone(), of(own, &features[features.len() - 1]));
+            for ((key, own), known) in keys.iter().zip(&features).zip(&mut known) {
+                let value = of(own, &features[features.len() - 1]);
+                *known = Some(value);
+                // Those of truncated images are computed each time, with their warning.
+                if self.run.truncated().is_empty() {
+                    self.store.distances.insert(key.clone(), value);
+                }
             }
             self.store.write()?;
         }
-        let summary = |key: &String| MetricSummary {
-            mean: self.store.distances.get(key).copied(),
-            ..MetricSummary::of(&[], distance.convention(), &sha256, 0)
-        };
-        Ok(keys.iter().map(|key| (distance.as_str().to_owned(), summary(key))).collect())
+        let summary = |mean| MetricSummary { mean, ..MetricSummary::of(&[], distance.convention(), &sha256, 0) };
+        Ok(known.into_iter().map(|mean| (distance.as_str().to_owned(), summary(mean))).collect())
     }
 
     /// The embeddings of each set's images, `[n, embed_dim]`.

@@ -14,13 +14,13 @@ pub mod table;
 
 use std::{
     ops::Range,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use crate::{
     Error, Result,
     clip::{config::ClipConfig, preprocess, tokenizer::Tokens},
-    data::{image::DecodeOptions, loader::ordered, preflight::OnBadImage, source::ImageSource},
+    data::{image::DecodeOptions, loader::ordered, named::Named, preflight::OnBadImage, source::ImageSource},
     device::DeviceName,
     eval::table::Table,
     event::{Event, Observer},
@@ -147,6 +147,7 @@ fn embed_needed_prompts(
 }
 
 /// Embeds images, a pass at a time, and hands on indexes and unit embeddings; images that could not be read are left out.
+/// Gives the indexes of those that are truncated. The first few of either kind are named in warnings.
 ///
 /// # Errors
 /// As those of [`embed`], or what `each` says.
@@ -157,15 +158,12 @@ pub fn embed_images(
     observer: &dyn Observer,
     stop: &AtomicBool,
     mut each: impl FnMut(&[u32], Vec<Vec<f32>>) -> Result<()>,
-) -> Result<()> {
+) -> Result<Vec<u32>> {
     let ClipConfig { image_size, preprocessing, .. } = engine.config();
-    let truncated = AtomicUsize::new(0);
-    let load = |index: u32| -> Result<Vec<u8>> {
+    let (mut left_out, mut truncated) = (Named::default(), Vec::new());
+    let load = |index: u32| {
         let source = images[index as usize];
-        let loaded =
-            preprocess::load(&source.read()?, &source.label(), *image_size as u32, preprocessing, &options.decode)?;
-        truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
-        Ok(loaded.pixels)
+        preprocess::load(&source.read()?, &source.label(), *image_size as u32, preprocessing, &options.decode)
     };
     let passes = passes(images.len(), options.batch_size);
     let all = 0..images.len() as u32;
@@ -178,10 +176,13 @@ pub fn embed_images(
                 match picture {
                     Ok(picture) => {
                         indexes.push(index as u32);
-                        pictures.push(picture);
+                        truncated.extend(picture.truncated.then_some(index as u32));
+                        pictures.push(picture.pixels);
                     }
                     Err(error) if options.on_bad_image == OnBadImage::Skip => {
-                        observer.event(&Event::Warning(&format!("{error}: left out")));
+                        if left_out.add(error.to_string()) {
+                            observer.event(&Event::Warning(&format!("{error}: left out")));
+                        }
                     }
                     Err(error) => return Err(error),
                 }
@@ -198,11 +199,22 @@ pub fn embed_images(
         }
         Ok(())
     })?;
-    let truncated = truncated.into_inner();
-    if truncated > 0 {
-        observer.event(&Event::Warning(&format!("{truncated} truncated image(s) were decoded as far as they went")));
+    if left_out.more() > 0 {
+        observer.event(&Event::Warning(&format!("{} more images cannot be read: left out", left_out.more())));
     }
-    Ok(())
+    warn_of_truncated(truncated.iter().map(|index| images[*index as usize]), observer);
+    Ok(truncated)
+}
+
+/// Names the first few images that were cut off.
+pub(crate) fn warn_of_truncated<'a>(images: impl Iterator<Item = &'a ImageSource>, observer: &dyn Observer) {
+    let mut named = Named::default();
+    for image in images {
+        named.add(image.label());
+    }
+    if let Some(warning) = named.truncated_images() {
+        observer.event(&Event::Warning(&warning));
+    }
 }
 
 fn is_finite(row: &[f32]) -> bool {

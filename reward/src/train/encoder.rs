@@ -1,11 +1,8 @@
 //! Triplets to embeddings: each image and prompt of a batch once, its frozen prefix from the cache where it is there.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use blake3::Hash;
@@ -116,7 +113,7 @@ pub struct Fetcher {
     preprocessing: Preprocessing,
     /// Whether images have a frozen prefix to cache.
     keyed: bool,
-    truncated: AtomicUsize,
+    truncated: Mutex<BTreeSet<String>>,
 }
 
 impl Fetcher {
@@ -128,20 +125,22 @@ impl Fetcher {
             image_size: model.image_size as u32,
             preprocessing: model.preprocessing.clone(),
             keyed: trainable.image_depth != Depth::Input,
-            truncated: AtomicUsize::new(0),
+            truncated: Mutex::default(),
         }
     }
 
     /// The pixels of a file as the model wants them; `label` names it in errors.
     fn load(&self, bytes: &[u8], label: &str) -> Result<Vec<u8>> {
         let loaded = preprocess::load(bytes, label, self.image_size, &self.preprocessing, &self.decode)?;
-        self.truncated.fetch_add(usize::from(loaded.truncated), Ordering::Relaxed);
+        if loaded.truncated {
+            self.truncated.lock().unwrap_or_else(PoisonError::into_inner).insert(label.to_owned());
+        }
         Ok(loaded.pixels)
     }
 
-    /// Pictures so far that were cut off and decoded as far as they went.
-    pub fn truncated(&self) -> usize {
-        self.truncated.load(Ordering::Relaxed)
+    /// Names of the pictures so far that were cut off and decoded as far as they went.
+    pub fn truncated(&self) -> BTreeSet<String> {
+        self.truncated.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gives an image's place in the cache, or its pixels.

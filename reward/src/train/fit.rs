@@ -26,7 +26,12 @@ use super::{
 use crate::{
     Error, Result,
     clip::model::Clip,
-    data::{loader::ordered, preflight::OnBadImage, triplets::Triplet},
+    data::{
+        loader::{self, ordered},
+        named::Named,
+        preflight::OnBadImage,
+        triplets::Triplet,
+    },
     event::{Event, Observer, Step},
     native::panic_text,
     run::{
@@ -382,10 +387,12 @@ impl Fit<'_> {
     }
 
     fn finish(&mut self) -> Result<Ended> {
-        let truncated = self.fetcher.truncated();
-        if truncated > 0 {
-            let text = format!("{truncated} truncated image(s) were decoded as far as they went");
-            self.observer.event(&Event::Warning(&text));
+        let mut truncated = Named::default();
+        for image in self.fetcher.truncated() {
+            truncated.add(image);
+        }
+        if let Some(warning) = truncated.truncated_images() {
+            self.observer.event(&Event::Warning(&warning));
         }
         let path = self.folder.path().join("final");
         save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
@@ -395,5 +402,5 @@ impl Fit<'_> {
 
 /// Threads that decode.
 pub(super) fn workers(config: &TrainConfig) -> usize {
-    config.num_workers.unwrap_or_else(crate::threads::usable)
+    loader::workers(config.num_workers)
 }

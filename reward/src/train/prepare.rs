@@ -1,6 +1,6 @@
 //! Reading and checking the data of a run before anything is trained.
 
-use std::{io::Cursor, sync::atomic::AtomicBool};
+use std::sync::atomic::AtomicBool;
 
 use super::{config::TrainConfig, encoder::Examples};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     clip::{config::ClipConfig, preprocess, tokenizer::Tokenizer},
     data::{
         image::{self, DecodeOptions},
-        preflight::{self, Level, OnBadImage, check_header, preflight},
+        preflight::{self, Level, Look, OnBadImage, check_header, preflight},
         source::ImageSource,
         triplets::{ReadOptions, Triplets},
     },
@@ -52,18 +52,21 @@ pub(super) fn prepare(
     };
     let decode = decode_options(config, clip);
     let tokenizer = Tokenizer::openai();
-    let check = |source: &ImageSource| -> Result<()> {
+    let check = |source: &ImageSource| -> Result<Look> {
         if stop.load(std::sync::atomic::Ordering::Relaxed) {
-            return Ok(());
+            return Ok(Look::Whole);
         }
         match config.preflight {
             Level::Full => {
                 let size = clip.image_size as u32;
-                preprocess::load(&source.read()?, &source.label(), size, &clip.preprocessing, &decode).map(drop)
+                let loaded =
+                    preprocess::load(&source.read()?, &source.label(), size, &clip.preprocessing, &decode)?;
+                Ok(if loaded.truncated { Look::Truncated } else { Look::Whole })
             }
             Level::Headers | Level::Off => check_header(source, |head| {
-                image::probe(Cursor::new(head), &source.label())?.check_pixels(&source.label(), decode.max_pixels)
-            }),
+                image::probe(head, &source.label())?.check_pixels(&source.label(), decode.max_pixels)
+            })
+            .map(|()| Look::Whole),
         }
     };
     let options =

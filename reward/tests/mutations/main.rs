@@ -4,6 +4,7 @@
 mod clip_folder;
 #[cfg(feature = "torch")]
 mod image_reward;
+mod images;
 mod mutate;
 #[cfg(feature = "torch")]
 mod run;

@@ -20,7 +20,7 @@ pub(super) fn upright(picture: Picture, bytes: &[u8]) -> Picture {
 }
 
 /// Orientation 2 to 8 of the EXIF standard (2.32, table 6): where the first row and the first column belong.
-fn oriented(picture: Picture, orientation: u32) -> Picture {
+pub(super) fn oriented(picture: Picture, orientation: u32) -> Picture {
     let source = &picture.pixels;
     let (source_width, source_height) = (source.width() as usize, source.height() as usize);
     let transposed = orientation >= 5;

@@ -31,7 +31,7 @@ fn png(bytes: &[u8]) -> Result<()> {
 }
 
 fn run(train: &Triplets, validation: Option<&Triplets>, options: Options) -> Report {
-    let check = |image: &ImageSource| check_header(image, png);
+    let check = |image: &ImageSource| check_header(image, png).map(|()| Look::Whole);
     preflight(train, validation, &options, &check, &|prompt| prompt.contains("long"), &|_, _| ())
 }
 
@@ -46,7 +46,7 @@ fn clean_data_has_no_findings_and_every_image_is_counted() {
     let train = triplets(&[("a", "a.png", "sub/b.png"), ("b", "a.png", "c.png")]);
     let seen = Mutex::new(Vec::new());
     let progress = |done, total| seen.lock().unwrap().push((done, total));
-    let check = |image: &ImageSource| check_header(image, png);
+    let check = |image: &ImageSource| check_header(image, png).map(|()| Look::Whole);
     let report = preflight(&train, None, &Options::default(), &check, &|_| false, &progress);
     assert_eq!(shown(&report, &train), "training data: 2 rows, 2 distinct prompts, 3 distinct images");
     report.verdict().unwrap();
