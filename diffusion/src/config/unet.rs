@@ -60,7 +60,8 @@ impl UnetConfig {
     /// Multiplications of the largest product of one image of the native size: a 3×3 convolution of the finest level.
     pub fn largest_product(&self) -> usize {
         let channels = self.block_out_channels.first().copied().unwrap_or(0);
-        (9 * self.sample_size.pow(2) * channels.pow(2)).max(0) as usize
+        let [height, width] = self.sample_size;
+        (9 * height * width * channels.pow(2)).max(0) as usize
     }
 
     /// Reads a `config.json` of diffusers.

@@ -254,7 +254,7 @@ mod by_name {
 }
 
 /// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
-const FREE_ON_RESUME: [&str; 8] = [
+const FREE_ON_RESUME: [&str; 9] = [
     "output",
     "checkpoint_every",
     "evaluate_every",
@@ -318,7 +318,7 @@ impl FinetuneConfig {
             prompts: given(&self.prompts),
             held_out_prompts: given(&self.held_out_prompts),
             images: given(&self.images),
-            lora: given(&self.lora),
+            lora: self.lora.iter().map(|spec| LoraSpec { path: PathBuf::new(), ..spec.clone() }).collect(),
             ..self.clone()
         }
     }

@@ -49,11 +49,11 @@ pub(super) fn checked(
         let files = with_descriptions(&spec.path, spec.files(config.clip.as_deref())?);
         inputs.add_files(&format!("reward {}", index + 1), &spec.path, &files, "")?;
     }
-    if let Some(path) = &config.lora {
+    for (index, LoraSpec { path, .. }) in config.lora.iter().enumerate() {
         let file = locate(path)?;
         let described = file.with_file_name("adapter_config.json");
         let files = [vec![file], Vec::from_iter(Some(described).filter(|path| path.is_file()))].concat();
-        inputs.add_files("lora", &shown(path), &files, "")?;
+        inputs.add_files(&format!("lora {}", index + 1), &shown(path), &files, "")?;
     }
     inputs.add_files("model", source.model(), &source.files()?, "")?;
     let Some(ResumePoint { progress, folder, .. }) = resumed else { return Ok(inputs) };

@@ -6,8 +6,7 @@ use std::{
 };
 
 use reward::weights::file::TensorFile;
-use safetensors::Dtype;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{
     Layers, Lora, LoraSpec, Model,

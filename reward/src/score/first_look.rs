@@ -1,7 +1,6 @@
 //! The look at all images before a model is loaded: that each is there and begins like one.
 
 use std::{
-    io::Cursor,
     os::unix::fs::MetadataExt,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
@@ -43,7 +42,7 @@ pub fn look(
     let each = |image: &ImageSource| -> Result<Stamp> {
         interrupted(stop)?;
         let stamp = check_header(image, |head| {
-            probe(Cursor::new(head), &image.label())?.check_pixels(&image.label(), max_pixels)
+            probe(head, &image.label())?.check_pixels(&image.label(), max_pixels)
         })
         .and_then(|()| stamp(image));
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;

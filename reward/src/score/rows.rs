@@ -94,7 +94,8 @@ impl<'a> Rows<'a> {
                     Some(parts) => self.keep(parts, &mut pending, &scores),
                     None => Ok(()),
                 }
-            });
+            })
+            .map(drop);
             if done.is_ok() {
                 pending.end = range.end;
             }
