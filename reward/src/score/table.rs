@@ -140,10 +140,12 @@ impl<'a> ScoreTable<'a> {
                 (self.source.map_or("", |(source, _)| source.to_str().unwrap_or("")), table.rows.len());
             return Err(Error::data(format!("{source} has {rows} rows now, {} when it was read", scores.len())));
         }
+        let has = |name: &&String| *name == SCORE || table.names.contains(name);
+        let columns: Vec<String> = self.columns.iter().filter(has).cloned().collect();
         replace_file(&self.output, |partial| match self.format {
-            Format::Csv => table.write_csv(partial, &self.columns, scores),
-            Format::JsonLines => table.write_json_lines(partial, &self.columns, scores),
-            Format::Parquet => columnar::write(partial, &table, &self.columns, scores),
+            Format::Csv => table.write_csv(partial, &columns, scores),
+            Format::JsonLines => table.write_json_lines(partial, &columns, scores),
+            Format::Parquet => columnar::write(partial, &table, &columns, scores),
         })
     }
 }
