@@ -60,8 +60,8 @@ pub enum Ended {
 /// memory.
 pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
     config.check()?;
-    // Before the folder is touched, and again once nobody else can touch it.
-    place::check(config, resume)?;
+    // Before the folder is touched; `resume_point` looks again once nobody else can touch it.
+    place::check_new(config, resume)?;
     let folder = RunFolder::claim(config.folder(), FinetuneConfig::FLAG)?;
     folder.settle(config)?;
     let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;

@@ -84,7 +84,7 @@ impl Inputs {
                 (Some(now), Some(then)) if now == then => {
                     format!("has other rows than at step 1, or the same {now} in another order")
                 }
-                (Some(now), Some(then)) => format!("has other rows than at step 1: {now}, and then {then}"),
+                (Some(now), Some(then)) => format!("has other rows than at step 1: {now} instead of {then}"),
                 _ => "has another content than at step 1".to_owned(),
             };
             return Err(Error::data(format!("--resume: {setting} {} {what}", now.spelled))
@@ -143,7 +143,7 @@ mod tests {
         let fewer = refused(inputs(40, "y", &a));
         assert_eq!(
             fewer.to_string(),
-            "--resume: training_file t.parquet has other rows than at step 1: 40, and then 64"
+            "--resume: training_file t.parquet has other rows than at step 1: 40 instead of 64"
         );
         assert!(fewer.hint_text().unwrap().ends_with("another --save-folder"));
         assert_eq!(

@@ -96,6 +96,18 @@ pub fn check<C: Settings>(config: &C, resume: bool) -> Result<bool> {
     Ok(true)
 }
 
+/// [`check`], where there is no run yet: before the folder is locked, so that what is not ours stays without a trace. Of a run
+/// that is there, the lock says first whether it is at work.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_new(config: &impl Settings, resume: bool) -> Result<()> {
+    if fs_err::symlink_metadata(config.folder().join(CONFIG)).is_ok() {
+        return Ok(());
+    }
+    check(config, resume).map(drop)
+}
+
 /// Settings from a `config.toml`.
 ///
 /// # Errors

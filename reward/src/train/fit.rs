@@ -85,8 +85,8 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
         return Err(Error::usage("training_mode and save_folder are missing"));
     };
     let device = config.device.resolve()?;
-    // Before the folder is touched, and again once nobody else can touch it.
-    place::check(config, resume)?;
+    // Before the folder is touched; `resume_point` looks again once nobody else can touch it.
+    place::check_new(config, resume)?;
     let folder = RunFolder::claim(save_folder, "save-folder")?;
     folder.settle(config)?;
     let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;
