@@ -1,5 +1,5 @@
 # What README names. Nothing has to be exported: setup gets what is missing, scripts/features picks cargo's features.
-.PHONY: help setup build demo test figures check bench
+.PHONY: help setup build demo test figures figures-all check bench
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.tools/cmake/data/bin:$(PATH)
@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.tools/cmake/data/bin:$(PATH)
 features = $$(scripts/features)
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
 
 setup: ## libtorch into .libtorch, cmake and nasm for libjpeg-turbo
 	@scripts/setup
@@ -22,8 +22,11 @@ test: setup ## all tests
 	scripts/phase "build tests" cargo test --workspace --locked $(features) --no-run
 	scripts/phase tests cargo test --workspace --locked $(features)
 
-figures: setup ## the longer test: whole demos on three seeds, half an hour on two cores that have nothing else to do
-	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo_figures
+figures: setup ## the longer test: a whole demo on one seed, a quarter of an hour
+	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo_figures::the_demo
+
+figures-all: setup ## the same on three seeds
+	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo_figures::every
 
 check: setup ## what CI asks beside the tests: format, lints, docs, portable tests
 	scripts/check.sh

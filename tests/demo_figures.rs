@@ -1,5 +1,5 @@
-//! What the demo is to show, on three fixed seeds: half an hour on two cores that have nothing else to do, so only where it is
-//! asked for (`make figures`).
+//! What the demo is to show, on one fixed seed (`make figures`, a quarter of an hour) or on three (`make figures-all`), so only
+//! where it is asked for.
 #![allow(clippy::print_stderr, reason = "the figures are worth a look also where they are good enough")]
 
 use std::time::Instant;
@@ -24,11 +24,22 @@ fn gain(table: &str) -> f64 {
 }
 
 #[test]
-#[ignore = "half an hour on two cores: `make figures`"]
+#[ignore = "a quarter of an hour: `make figures`"]
 fn the_demo_shows_what_it_is_to_show() {
+    shows(&SEEDS[2..]);
+}
+
+#[test]
+#[ignore = "three quarters of an hour: `make figures-all`"]
+fn every_seed_shows_it() {
+    shows(&SEEDS);
+}
+
+/// Runs demos, and a second method on the last seed's model.
+fn shows(seeds: &[u64]) {
     let work = Workspace::new();
     let mut missed = Vec::new();
-    for seed in SEEDS {
+    for seed in seeds {
         let start = Instant::now();
         let demo = work.run_after(ALONE, &format!("demo --seed {seed} --output demo-{seed}"));
         demo.succeeds();

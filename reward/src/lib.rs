@@ -11,8 +11,8 @@ pub mod eval;
 pub mod evaluate;
 pub mod event;
 pub mod foreign;
-pub mod json;
 pub mod hub;
+pub mod json;
 #[cfg(feature = "torch")]
 pub mod loss;
 #[cfg(feature = "torch")]

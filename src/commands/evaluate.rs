@@ -67,12 +67,12 @@ fn options(settings: &EvaluateArgs) -> Result<Options> {
     }
     let decode = DecodeOptions::default();
     let decode = DecodeOptions { max_pixels: max_pixels.unwrap_or(decode.max_pixels), ..decode };
-    let workers = loader::workers(num_workers);
+    let workers = loader::workers(*num_workers);
     Ok(Options {
         metrics: settings.specs()?,
         clip: clip.clone(),
         device: device.unwrap_or(reward::device::DeviceName::Auto),
-        open: OpenOptions { activation: commands::activation(activation.as_deref())?, seed, architecture: None },
+        open: OpenOptions { activation: commands::activation(activation.as_deref())?, seed, ..OpenOptions::default() },
         embed: EmbedOptions { batch_size, workers, decode, on_bad_image: OnBadImage::Stop },
         seed,
     })

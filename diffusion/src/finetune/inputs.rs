@@ -13,7 +13,11 @@ use reward::{
 };
 
 use super::{config::FinetuneConfig, saved::Progress};
-use crate::{Result, lora::locate, source::Source};
+use crate::{
+    Result,
+    lora::{LoraSpec, locate},
+    source::Source,
+};
 
 /// The step after which a run with these settings would go on in its output folder; nothing where it would begin.
 ///

@@ -137,7 +137,7 @@ mod tests {
         }
         let large = PlannedImage { seed: u64::MAX, ..image.clone() };
         write(&path, &picture, &config, &large, "a red fox").unwrap();
-        assert_eq!(origin(&path).unwrap(), Some(("a red fox".to_owned(), u64::MAX)));
+        assert_eq!(settings_of(&fs_err::read(&path).unwrap()).unwrap()["seed"], u64::MAX);
         write(&path, &picture, &config, &image, "a red fox").unwrap();
         let bytes = String::from_utf8_lossy(&fs_err::read(&path).unwrap()).into_owned();
         let wanted = "parameters\0a red fox\nNegative prompt: blurry\nSteps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 7, \

@@ -22,10 +22,10 @@ use crate::{layer::Adapter, weights::Parameters};
 
 pub use base::Base;
 pub use fresh::fresh;
+pub(crate) use locate::locate;
 pub(crate) use merge::check;
 pub(crate) use merge::delta;
 pub use merge::{Merged, merge};
-pub(crate) use locate::locate;
 pub use read::LoraFile;
 pub use save::{diffusers, kohya};
 pub use spec::LoraSpec;

@@ -41,10 +41,8 @@ pub fn look(
     let done = AtomicUsize::new(0);
     let each = |image: &ImageSource| -> Result<Stamp> {
         interrupted(stop)?;
-        let stamp = check_header(image, |head| {
-            probe(head, &image.label())?.check_pixels(&image.label(), max_pixels)
-        })
-        .and_then(|()| stamp(image));
+        let stamp = check_header(image, |head| probe(head, &image.label())?.check_pixels(&image.label(), max_pixels))
+            .and_then(|()| stamp(image));
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         if images.len() >= MANY {
             observer.event(&Event::Progress { phase: "looking at images", done, total: images.len() });

@@ -59,8 +59,7 @@ pub(super) fn prepare(
         match config.preflight {
             Level::Full => {
                 let size = clip.image_size as u32;
-                let loaded =
-                    preprocess::load(&source.read()?, &source.label(), size, &clip.preprocessing, &decode)?;
+                let loaded = preprocess::load(&source.read()?, &source.label(), size, &clip.preprocessing, &decode)?;
                 Ok(if loaded.truncated { Look::Truncated } else { Look::Whole })
             }
             Level::Headers | Level::Off => check_header(source, |head| {
