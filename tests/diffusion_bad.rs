@@ -6,12 +6,12 @@ use crate::{diffusion_generate::TINY, harness::Workspace, tensors};
 fn wrong_settings_are_named_before_anything_is_touched() {
     let work = Workspace::new();
     for (flags, parts) in [
-        ("--steps 0", ["steps = 0", "at least 1"]),
+        ("--steps 0", ["steps = 0", "want 1"]),
         ("--steps 1001", ["1001", "1000"]),
         ("--height 100", ["height = 100", "96 or 104"]),
         ("--width 7", ["width = 7", "multiple of 8"]),
-        ("--batch-size 0", ["batch_size = 0", "at least 1"]),
-        ("--images-per-prompt 0", ["images_per_prompt = 0", "at least 1"]),
+        ("--batch-size 0", ["batch_size = 0", "want 1"]),
+        ("--images-per-prompt 0", ["images_per_prompt = 0", "want 1"]),
         ("--eta 2", ["eta = 2", "0 to 1"]),
         ("--eta 0.5 --scheduler euler", ["eta = 0.5", "ddim"]),
         ("--guidance-scale nan", ["guidance_scale", "finite"]),

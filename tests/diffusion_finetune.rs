@@ -297,7 +297,7 @@ fn what_cannot_work_is_named() {
     let base = format!("{TINY} --output out");
     for (flags, code, parts) in [
         ("", 2, ["--algorithm", "missing"]),
-        ("--algorithm draft-k --batch-size 0", 2, ["batch_size = 0", "at least 1"]),
+        ("--algorithm draft-k --batch-size 0", 2, ["batch_size = 0", "want 1"]),
         ("--algorithm draft-k --truncation-steps 60", 2, ["truncation_steps = 60", "sample_steps"]),
         ("--algorithm draft-k --learning-rate -1", 2, ["learning_rate = -1", "positive"]),
         ("--algorithm draft-k --images x.csv", 2, ["images", "only `denoising`"]),

@@ -221,7 +221,7 @@ fn every_kind_of_learned_metric_scores_a_set() {
         assert_eq!(metric["checkpoint_sha256"].as_str().unwrap().len(), 64, "{name}");
     }
     assert_eq!(found["hps-v2"]["mean"], found["hps-v2.1"]["mean"]);
-    assert_eq!(found["pick-score"]["convention"], "exp(logit_scale) × cosine");
+    assert_eq!(found["pick-score"]["convention"], "exp(logit_scale) × cosine (QuickGELU)");
     let head = "golden/metrics/aesthetic.pth";
     work.run(&format!("evaluate --device cpu --images tuned/set.csv --metrics aesthetic={head}"))
         .fails(2, &["aesthetic", "CLIP"])

@@ -46,7 +46,7 @@ pub struct Source {
 enum Kind {
     Random { preset: String },
     Folder(PathBuf),
-    SingleFile(SingleFile),
+    SingleFile(Box<SingleFile>),
 }
 
 impl Source {
@@ -315,7 +315,7 @@ impl Kind {
         }
         let path = Path::new(model);
         if Path::new(wrappers::split(model).0).is_file() {
-            return Ok(Self::SingleFile(SingleFile::open(path)?));
+            return Ok(Self::SingleFile(Box::new(SingleFile::open(path)?)));
         }
         if let Some(error) = reward::foreign::url(model, "a model") {
             return Err(error);

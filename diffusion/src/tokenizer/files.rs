@@ -126,7 +126,7 @@ impl Reader<'_> {
         Foreign::refuse(&path, &bytes[..bytes.len().min(HEAD)], "merges")?;
         let text = reward::text::decode(bytes.clone(), &path, "merges")?;
         let lines = text.lines().enumerate();
-        let lines = lines.filter(|(number, line)| !line.is_empty() && !(*number == 0 && line.starts_with("#version")));
+        let lines = lines.filter(|(number, line)| !(line.is_empty() || *number == 0 && line.starts_with("#version")));
         let pair = |line: &str| {
             let (left, right) = line.split_once(' ')?;
             Some([left.to_owned(), right.to_owned()])

@@ -241,7 +241,7 @@ fn values_that_are_not_finite_are_refused_by_file_and_key() {
             write(values);
             let error = Lora::open(&path, &layers(), 1.0).unwrap_err().to_string();
             assert!(
-                error.contains("nan.safetensors") && error.contains(name) && error.contains("not finite"),
+                error.contains("nan.safetensors") && error.contains(name) && error.contains("is NaN, infinite"),
                 "{error}"
             );
         }

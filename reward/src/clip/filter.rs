@@ -2,7 +2,7 @@
 //!
 //! Reference: `precompute_coeffs` of `libImaging/Resample.c` (Pillow 13.0).
 
-use std::{f64::consts::PI, fmt};
+use std::fmt;
 
 use fast_image_resize::FilterType;
 
@@ -58,7 +58,10 @@ impl Filter {
         }
     }
 
+    #[cfg(feature = "torch")]
     fn weight(self, x: f64) -> f64 {
+        use std::f64::consts::PI;
+
         let sinc = |x: f64| if x == 0.0 { 1.0 } else { (PI * x).sin() / (PI * x) };
         let distance = x.abs();
         match self {
@@ -74,6 +77,7 @@ impl Filter {
     }
 
     /// How much of every pixel of `side` is in each pixel kept: `size` rows of `full` weights that sum to 1.
+    #[cfg(feature = "torch")]
     pub(super) fn weights(self, side: Side) -> Vec<f32> {
         let full = side.full as usize;
         let mut rows = vec![0.0; full * side.size as usize];

@@ -307,7 +307,7 @@ fn unreadable(label: &str, format: Format, reason: &str) -> Error {
     Error::data(format!("{label}: cannot read it as {format:?}: {reason}"))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "turbojpeg"))]
 mod formats;
 #[cfg(test)]
 mod tests;

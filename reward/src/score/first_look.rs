@@ -60,10 +60,11 @@ pub fn look(
             bad[..count.min(NAMED)].join("; ")
         );
         if on_bad_image == OnBadImage::Stop {
-            return Err(Error::data(what).hint(
-                "relative paths start at the table's folder, or at --image-root; --on-bad-image skip leaves such images \
-                 without a score",
-            ));
+            let own = looked.iter().find_map(|looked| looked.as_ref().err()?.hint_text());
+            return Err(Error::data(what).hint(format!(
+                "{}; --on-bad-image skip leaves such images without a score",
+                own.unwrap_or("relative paths start at the table's folder, or at --image-root")
+            )));
         }
         observer.event(&Event::Warning(&format!("{what}: without a score")));
     }

@@ -52,7 +52,7 @@ impl View for Lazy<'_> {
 ///
 /// # Errors
 /// What `write` says, or the disk is full or not writable: nothing temporary is left then. What
-/// [`followed`](crate::output::followed) refuses.
+/// [`followed`] refuses.
 pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let place = followed(path)?;
     let earlier = fs_err::metadata(&place).ok();

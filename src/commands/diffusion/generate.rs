@@ -37,7 +37,12 @@ fn check_outputs(config: &diffusion::generate::GenerateConfig) -> Result<()> {
     use reward::{Error, output, weights::file::TensorFile};
 
     if let Some(folder) = &config.output {
+        let is_new = !folder.exists();
         output::check_folder(folder, "give an --output that you may write to")?;
+        if is_new {
+            // Made again once prompts and model are known to be there.
+            fs_err::remove_dir(folder).ok();
+        }
         let theirs = ["images.parquet", "contact-sheet.png"].into_iter().find(|name| folder.join(name).exists());
         if let Some(name) = theirs.filter(|_| !folder.join("config.toml").exists()) {
             let wrong = format!("{} holds {name}, and no config.toml of a run that made it", folder.display());

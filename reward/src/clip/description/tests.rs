@@ -39,7 +39,7 @@ fn pictures(filter: Filter) -> Value {
 fn the_nested_settings_of_a_processor_count_alone() {
     let config = ("config.json", tiny(Activation::QuickGelu));
     let of = |files: &[(&str, Value)]| Description::of_folder(folder(files).path(), None).unwrap().config.preprocessing;
-    assert_eq!(of(&[config.clone()]), Preprocessing::default());
+    assert_eq!(of(std::slice::from_ref(&config)), Preprocessing::default());
     let plain = ("preprocessor_config.json", pictures(Filter::Bilinear));
     assert_eq!(of(&[config.clone(), plain.clone()]).filter, Filter::Bilinear);
     let nested = ("processor_config.json", json!({"image_processor": pictures(Filter::Box)}));

@@ -86,7 +86,6 @@ fn bytes(hex: &str) -> Vec<u8> {
 
 /// `SOCIAL_REWARD_FORMATS` names a file of more cases, as the script writes them with `--all`.
 #[test]
-#[cfg(feature = "turbojpeg")]
 fn every_kind_of_file_has_pillows_pixels_or_is_refused() {
     let all = std::env::var("SOCIAL_REWARD_FORMATS").ok();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/formats.json");

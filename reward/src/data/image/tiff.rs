@@ -90,7 +90,10 @@ struct Page {
     fill_order: u16,
 }
 
-fn open(bytes: &[u8]) -> Result<(Decoder<Cursor<&[u8]>>, Page), String> {
+/// A decoder of a file in memory, and what its first page is.
+type Opened<'a> = (Decoder<Cursor<&'a [u8]>>, Page);
+
+fn open(bytes: &[u8]) -> Result<Opened<'_>, String> {
     let mut limits = Limits::default();
     limits.intermediate_buffer_size = bytes.len();
     let decoder = Decoder::new(Cursor::new(bytes)).map_err(reason)?;
