@@ -119,6 +119,7 @@ pub(super) fn nearest_sources(side: Side) -> Vec<usize> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "torch")]
 mod tests {
     use super::*;
 

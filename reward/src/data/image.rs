@@ -307,7 +307,8 @@ fn unreadable(label: &str, format: Format, reason: &str) -> Error {
     Error::data(format!("{label}: cannot read it as {format:?}: {reason}"))
 }
 
-#[cfg(all(test, feature = "turbojpeg"))]
+#[cfg(test)]
+#[cfg(feature = "turbojpeg")]
 mod formats;
 #[cfg(test)]
 mod tests;

@@ -43,7 +43,7 @@ pub(super) fn other<'a>(label: &str, keys: impl Iterator<Item = &'a str> + Clone
         })
     };
     let (_, what, hint) = OTHERS.iter().find(|(mark, ..)| has(mark))?;
-    Some(Error::data(format!("{label}: {what} is not supported here")).hint(*hint))
+    Some(Error::data(format!("{label}: {what}, wanted a CLIP ViT")).hint(*hint))
 }
 
 /// The error for a part of a checkpoint that DeepSpeed or Megatron split over processes, told by its name; `None` for others.
