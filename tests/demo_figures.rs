@@ -35,7 +35,7 @@ fn every_seed_shows_it() {
     shows(&SEEDS);
 }
 
-/// Runs demos, and a second method on the last seed's model.
+/// Runs demos and, after several, a second method on the last one's model.
 fn shows(seeds: &[u64]) {
     let work = Workspace::new();
     let mut missed = Vec::new();
@@ -64,10 +64,12 @@ fn shows(seeds: &[u64]) {
         want(colour[3] >= colour[0] - 0.05, "a tuned colour not five points less");
         want(shape[3] >= shape[0] - 0.05, "a tuned shape not five points less");
     }
-    let table = second_method(&work);
-    eprintln!("seed {}, DRaFT-LV: {table}", SEEDS[2]);
-    if gain(&table) <= 0.0 {
-        missed.push("a second method's rise of true popularity beyond its interval".to_owned());
+    if seeds.len() > 1 {
+        let table = second_method(&work);
+        eprintln!("seed {}, DRaFT-LV: {table}", SEEDS[2]);
+        if gain(&table) <= 0.0 {
+            missed.push("a second method's rise of true popularity beyond its interval".to_owned());
+        }
     }
     assert!(missed.is_empty(), "missed:\n{}", missed.join("\n"));
 }
