@@ -109,7 +109,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Of the process.
+    /// The id of the process.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }

@@ -13,6 +13,7 @@ mod hub;
 mod json;
 pub mod layer;
 pub mod lora;
+mod metadata;
 pub mod noise;
 pub mod pipeline;
 pub mod policy;

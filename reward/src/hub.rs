@@ -69,7 +69,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Of model `id`; nothing is looked for yet.
+    /// Names the repository of model `id`; nothing is looked for yet.
     ///
     /// # Errors
     /// No place for a cache.

@@ -25,7 +25,7 @@ const SUPPORTED: &str = "Stable Diffusion 1.x and 2.x are supported";
 pub(super) struct Fields<'a> {
     map: &'a Map<String, Value>,
     seen: BTreeSet<&'a str>,
-    /// What was left unread, in sentences for the user.
+    /// Sentences for the user about what was left unread.
     pub(super) remarks: Vec<String>,
 }
 

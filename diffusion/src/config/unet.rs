@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// What diffusers' `EMAModel` writes into the config of a model that it saves: no part of the architecture.
+/// Keys that diffusers' `EMAModel` writes into the config of a model that it saves: no part of the architecture.
 const AVERAGE: [&str; 8] = [
     "decay",
     "min_decay",

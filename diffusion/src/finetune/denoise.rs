@@ -44,7 +44,7 @@ const VAE: &str = "vae";
 const WEIGHTS: &str = "vae.safetensors";
 const SETTINGS: &str = "vae.json";
 
-/// What a kept VAE has beside its weights.
+/// Settings of a kept VAE, beside its weights.
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeptVae {

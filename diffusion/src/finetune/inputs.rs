@@ -1,4 +1,4 @@
-//! What a run reads, against what it began with.
+//! The inputs of a run, compared with those that it began with.
 
 use std::path::Path;
 

@@ -44,7 +44,7 @@ pub(super) struct Progress {
     pub(super) checkpointing: bool,
     /// Threads libtorch computed with; another number changes the last bits.
     pub(super) threads: usize,
-    /// What the run reads.
+    /// The inputs of the run.
     #[serde(default)]
     pub(super) inputs: Inputs,
     /// The unit of each reward by its label; none where rewards are raw.
@@ -52,7 +52,7 @@ pub(super) struct Progress {
     pub(super) scales: BTreeMap<String, Scale>,
 }
 
-/// What trains, in a checkpoint.
+/// The file of the trained tensors in a checkpoint.
 pub(super) const TRAINED: &str = "trained.safetensors";
 /// The optimizer's state.
 pub(super) const OPTIMIZER: &str = "optimizer.safetensors";

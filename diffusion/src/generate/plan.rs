@@ -17,7 +17,7 @@ pub struct PlannedImage {
     pub prompt_index: usize,
     /// Counts the images of one prompt, from 0.
     pub index: usize,
-    /// Its effective seed: the run's plus `index`, from 0 on after 2⁶⁴ − 1. The noise depends on it and on the shape only.
+    /// The effective seed: the run's plus `index`, from 0 on after 2⁶⁴ − 1. The noise depends on it and on the shape only.
     pub seed: u64,
 }
 

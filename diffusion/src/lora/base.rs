@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 
-use super::{Layers, Lora, locate::locate, scaling::metadata};
-use crate::{Result, schedule::PredictionType, single_file::Family, source::Source};
+use super::{Layers, Lora, locate::locate};
+use crate::{Result, metadata::metadata, schedule::PredictionType, single_file::Family, source::Source};
 
 /// Width of the prompt's hidden states in 1.x and 2.x.
 const WIDTHS: [(i64, Family); 2] = [(768, Family::One), (1024, Family::Two)];

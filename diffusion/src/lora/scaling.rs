@@ -1,13 +1,13 @@
 //! What PEFT says about the scale of its adapters: `adapter_config.json`, or diffusers' copy of it in a file's metadata.
 
-use std::{io::Read, path::Path};
+use std::path::Path;
 
 use regex::Regex;
 use reward::error::did_you_mean;
 use serde_json::{Map, Value};
 
 use super::Model;
-use crate::{Error, Result};
+use crate::{Error, Result, metadata::metadata};
 
 /// What PEFT says about alpha, for both models.
 #[derive(Default)]
@@ -166,20 +166,4 @@ fn near_misses(config: &Map<String, Value>, place: &str) -> Result<()> {
 /// A value on one line, its first 60 letters.
 fn shortened(value: &Value) -> String {
     value.to_string().chars().take(60).collect()
-}
-
-/// `__metadata__` of a safetensors file; nothing of another file.
-pub(super) fn metadata(path: &Path) -> Result<Map<String, Value>> {
-    let mut file = fs_err::File::open(path)?;
-    let mut size = [0; 8];
-    let length = file.metadata()?.len();
-    let whole = file.read_exact(&mut size).is_ok();
-    let size = u64::from_le_bytes(size);
-    if !whole || size > length {
-        return Ok(Map::new());
-    }
-    let mut header = Vec::new();
-    file.take(size).read_to_end(&mut header)?;
-    let header: Value = serde_json::from_slice(&header).unwrap_or_default();
-    Ok(header["__metadata__"].as_object().cloned().unwrap_or_default())
 }

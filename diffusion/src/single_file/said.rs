@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use super::{Family, yaml};
 use crate::{
     Error, Result,
+    metadata::metadata,
     remark::Remark,
     schedule::{PredictionType, SchedulerConfig},
 };
@@ -229,22 +230,6 @@ fn resolution(text: &str) -> Option<[i64; 2]> {
     let (width, height) = text.split_once('x')?;
     let side = |text: &str| text.trim().parse::<i64>().ok().filter(|side| (64..=4096).contains(side) && side % 64 == 0);
     Some([side(height)?, side(width)?])
-}
-
-/// `__metadata__` of a safetensors file; nothing of another file.
-fn metadata(path: &Path) -> Result<Map<String, Value>> {
-    let mut file = fs_err::File::open(path)?;
-    let mut size = [0; 8];
-    let length = file.metadata()?.len();
-    let whole = file.read_exact(&mut size).is_ok();
-    let size = u64::from_le_bytes(size);
-    if !whole || size > length {
-        return Ok(Map::new());
-    }
-    let mut header = Vec::new();
-    file.take(size).read_to_end(&mut header)?;
-    let header: Value = serde_json::from_slice(&header).unwrap_or_default();
-    Ok(header["__metadata__"].as_object().cloned().unwrap_or_default())
 }
 
 /// What the training step of a published 2.x checkpoint says.

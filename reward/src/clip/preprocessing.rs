@@ -11,7 +11,7 @@ use super::filter::Filter;
 
 /// Mean of the red, green and blue values (0..=1) of OpenAI's training pictures.
 pub const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// Their standard deviations.
+/// Standard deviations of the channels.
 #[allow(clippy::excessive_precision, reason = "the digits OpenAI wrote")]
 pub const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 

@@ -89,7 +89,7 @@ pub struct Picture {
     pub(crate) shrink: u32,
     width: u32,
     height: u32,
-    /// Its part of the memory for decoding.
+    /// The part of the memory for decoding that it takes.
     share: Option<budget::Share<'static>>,
 }
 

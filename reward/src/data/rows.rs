@@ -31,7 +31,7 @@ pub(crate) enum Kind {
 /// A column to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Column<'a> {
-    /// Its name and, in order of preference, other names that serve.
+    /// The name and, in order of preference, other names that serve.
     pub(crate) names: &'a [&'a str],
     pub(crate) kind: Kind,
     /// Whether upper and lower case are the same in names.
@@ -137,7 +137,7 @@ pub(super) fn with_partitions<'a>(header: impl Iterator<Item = &'a str>, part: &
 /// A cell before it is known what it is for.
 #[derive(Clone, Copy)]
 pub(super) enum Raw<'a> {
-    /// Of a text table.
+    /// A cell of a text table.
     Text(&'a str),
     Json(&'a Value),
 }

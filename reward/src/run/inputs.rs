@@ -25,7 +25,7 @@ pub struct Inputs(BTreeMap<String, Input>);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Input {
-    /// Of a table or a text.
+    /// Rows of a table, lines of a text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rows: Option<usize>,
     /// BLAKE3.

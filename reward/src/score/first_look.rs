@@ -60,11 +60,12 @@ pub fn look(
             bad[..count.min(NAMED)].join("; ")
         );
         if on_bad_image == OnBadImage::Stop {
+            const SKIP: &str = "--on-bad-image skip leaves such images without a score";
             let own = looked.iter().find_map(|looked| looked.as_ref().err()?.hint_text());
-            return Err(Error::data(what).hint(format!(
-                "{}; --on-bad-image skip leaves such images without a score",
-                own.unwrap_or("relative paths start at the table's folder, or at --image-root")
-            )));
+            let missing = bad[0].ends_with("does not exist");
+            let missing = missing.then_some("relative paths start at the table's folder, or at --image-root");
+            let hint = own.or(missing).map_or_else(|| SKIP.to_owned(), |hint| format!("{hint}; {SKIP}"));
+            return Err(Error::data(what).hint(hint));
         }
         observer.event(&Event::Warning(&format!("{what}: without a score")));
     }

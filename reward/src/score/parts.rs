@@ -32,13 +32,13 @@ const EXTENSION: &str = "part";
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
-    /// Of the model, its device and how images are prepared.
+    /// Hash of the model, its device and how images are prepared.
     model: String,
-    /// Of the rows: prompts, paths, and size and time of the image files.
+    /// Hash of the rows: prompts, paths, and size and time of the image files.
     rows: String,
     /// First image and the one behind the last.
     images: [usize; 2],
-    /// Of the numbers.
+    /// Hash of the numbers.
     scores: String,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Progress {
     pub(super) best_accuracy: Option<f64>,
     /// Threads libtorch computed with; another number changes the last bits.
     pub(super) threads: usize,
-    /// What the run reads.
+    /// The inputs of the run.
     #[serde(default)]
     pub(super) inputs: Inputs,
 }

@@ -10,7 +10,7 @@ pub(super) struct Place {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     pub(super) elements: usize,
-    /// Of a tensor whose elements do not lie in one piece in their order, in elements.
+    /// Strides in elements, where the elements do not lie in one piece in their order.
     pub(super) strides: Option<Vec<usize>>,
 }
 

@@ -37,7 +37,7 @@ struct Header {
     colours: u32,
     /// Where the pixels begin, as said.
     offset: usize,
-    /// Of red, green, blue and alpha, where there are masks.
+    /// Masks of red, green, blue and alpha, where there are any.
     masks: Option<[u32; 4]>,
 }
 

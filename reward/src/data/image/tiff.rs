@@ -75,7 +75,7 @@ struct Page {
     /// 1 to 8, as in EXIF.
     orientation: u32,
     photometric: u16,
-    /// Of every sample.
+    /// Bits of every sample.
     bits: u16,
     samples: u16,
     extra: Vec<u16>,
