@@ -22,7 +22,7 @@ pub(crate) use reward::{
 #[derive(Parser)]
 #[command(name = "social-reward", version, subcommand_required = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done; 1 data, files or the run failed; 2 wrong command line or config; 130, 143 interrupted, state saved."
+    after_help = "Exit codes: 0 done; 1 data, files or the run failed; 2 wrong command line or config; 129, 130, 143 interrupted, state saved."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]

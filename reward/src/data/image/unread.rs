@@ -42,7 +42,9 @@ fn named(head: &[u8]) -> Option<(&'static str, &'static str)> {
         }
         _ if starts(&[b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"]) => ("a JPEG 2000 picture", MAGICK),
         _ if starts(&[b"8BPS"]) => ("a Photoshop document", MAGICK),
-        _ if starts(&[b"\0\0\x01\0", b"\0\0\x02\0"]) => ("an icon (ICO)", MAGICK),
+        // No colour map: its five bytes are zero.
+        _ if starts(&[b"\0\0\x02\0\0\0\0\0", b"\0\0\x0a\0\0\0\0\0"]) => ("a Targa picture (TGA)", MAGICK),
+        _ if starts(&[b"\0\0\x01\0"]) => ("an icon (ICO)", MAGICK),
         _ if starts(&[b"\x76\x2f\x31\x01"]) => ("an OpenEXR picture", MAGICK),
         _ if starts(&[b"#?RADIANCE", b"#?RGBE"]) => ("a Radiance HDR picture", MAGICK),
         _ if starts(&[b"qoif"]) => ("a QOI picture", MAGICK),
@@ -68,7 +70,7 @@ mod tests {
 
     #[test]
     fn other_formats_are_named_with_the_way_out() {
-        let cases: [(&[u8], &str, &str); 22] = [
+        let cases: [(&[u8], &str, &str); 23] = [
             (b"\0\0\0\x20ftypavif\0\0\0\0", "an AVIF picture", "avifdec"),
             (b"\0\0\0\x20ftypheic\0\0\0\0", "an HEIC picture", "heif-convert"),
             (b"\0\0\0\x20ftypmp42\0\0\0\0", "a video", "ffmpeg"),
@@ -77,6 +79,7 @@ mod tests {
             (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture", "magick"),
             (b"8BPS\0\x01", "a Photoshop document", "magick"),
             (b"\0\0\x01\0\x01\0", "an icon (ICO)", "magick"),
+            (b"\0\0\x02\0\0\0\0\0\0\0", "a Targa picture (TGA)", "magick"),
             (b"P6\n2 2\n255\n", "a portable pixmap", "magick"),
             (b"\x76\x2f\x31\x01", "an OpenEXR picture", "magick"),
             (b"%!PS-Adobe", "a PostScript document", "magick"),
