@@ -1,5 +1,5 @@
 # What README names. Nothing has to be exported: setup gets what is missing, scripts/features picks cargo's features.
-.PHONY: help setup build demo test figures figures-all check bench
+.PHONY: help setup build demo test figures figures-all fuzz check bench
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.tools/cmake/data/bin:$(PATH)
@@ -27,6 +27,9 @@ figures: setup ## the longer test: a whole demo on one seed, a quarter of an hou
 
 figures-all: setup ## the same on three seeds
 	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo_figures::every
+
+fuzz: setup ## damaged files for every reader, ten minutes each (FUZZ_SECONDS=600), a name picks readers: make fuzz READER=weights
+	MUTATION_SECONDS=$(or $(FUZZ_SECONDS),600) cargo test --workspace --locked $(features) --test mutations --no-fail-fast -- $(READER)
 
 check: setup ## what CI asks beside the tests: format, lints, docs, portable tests
 	scripts/check.sh

@@ -6,6 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Once,
+    time::{Duration, Instant},
 };
 
 use rand::{Rng, RngExt, SeedableRng};
@@ -15,8 +16,11 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 /// Memory that a test program may take, in bytes.
 const MEMORY: u64 = 2 << 30;
 
-/// Damaged files per reader.
+/// Damaged files per reader, the same in every run.
 const COUNT: u64 = 1000;
+
+/// An environment variable: for how many seconds each reader is tried, beyond the first thousand files (`make fuzz`).
+const SECONDS: &str = "MUTATION_SECONDS";
 
 /// Writes `valid` under `path`, damaged in a thousand ways one after the other, and reads it each time. Whatever can be
 /// read must equal what the undamaged file gives; so `read` gives what damage cannot change unseen (names and shapes, not
@@ -29,7 +33,9 @@ pub(crate) fn check<T: PartialEq + Debug>(path: &Path, valid: &[u8], read: impl 
     fs_err::write(path, valid).unwrap();
     let wanted = read().unwrap();
     let name = path.file_name().unwrap().to_str().unwrap();
-    for seed in 0..COUNT {
+    let seconds = std::env::var(SECONDS).map_or(0, |text| text.parse().unwrap());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    for seed in (0..).take_while(|seed| *seed < COUNT || Instant::now() < end) {
         let damaged = damage(valid, seed);
         if damaged == valid {
             continue;
