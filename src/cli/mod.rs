@@ -51,7 +51,7 @@ pub(crate) const TRIPLETS: usize = 24_000;
 /// Flags of `demo`.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  social-reward demo                       # nine to eleven minutes; the last line says where the report is
+  social-reward demo                       # about ten minutes; the last line says where the report is
   social-reward demo --triplets 2400 --output quick   # a tenth of everything: a look, no figures to trust
   social-reward demo --truth my-images     # the truth about images of a tuning of your own, beside those of the demo's base
   social-reward demo --data-only toy       # triplets for `reward train`, captions for `diffusion finetune`

@@ -220,8 +220,9 @@ impl Work for DenoisingWork<'_> {
             let (latents, log_variance) = self.vae.encode(&self.images.pixels(rows, device)?);
             let shape = [latents.size()[1], latents.size()[2], latents.size()[3]];
             let draw = |name: &str| noise::named(seeds, name, shape).to_device(device);
-            // The VAE's memory format is not that of a UNet that trains.
             let latents = (latents + (log_variance * 0.5).exp() * draw("posterior")) * self.vae.config.scaling_factor;
+            // A frozen VAE computes channels last and hands that on, a UNet whose weights train does not: its GroupNorms
+            // would take several times as long.
             let latents = latents.contiguous();
             let steps = self.policy.schedule.alphas_cumprod().len() as i64;
             let timesteps: Vec<i64> =

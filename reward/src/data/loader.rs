@@ -6,11 +6,12 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-/// Threads that decode: as many as asked for, else as many as compute ([`usable`](crate::threads::usable)),
-/// and no more than feed a model.
+/// Threads that decode: as many as asked for, up to 1,024, else as many as compute ([`usable`](crate::threads::usable)), up to
+/// the 32 that feed any model.
 pub fn workers(asked: Option<usize>) -> usize {
     const ENOUGH: usize = 32;
-    asked.unwrap_or_else(|| crate::threads::usable().min(ENOUGH))
+    const MOST: usize = 1024;
+    asked.map_or_else(|| crate::threads::usable().min(ENOUGH), |asked| asked.min(MOST))
 }
 
 /// Applies `work` to `items` in `workers` threads and gives `consume` the results in the order of the items, whatever

@@ -161,6 +161,9 @@ impl Default for TrainConfig {
     }
 }
 
+/// Far more triplets, epochs or steps than a run has, and few enough to count.
+const MOST: usize = 100_000_000;
+
 /// Settings that may differ when a run is resumed: they change where and how fast, not what is computed. Of data and models
 /// the content counts ([`Inputs`](crate::run::inputs::Inputs)), not the path.
 const FREE_ON_RESUME: [&str; 18] = [
@@ -209,8 +212,11 @@ impl TrainConfig {
             if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
         };
         let above_zero = |value: f64| value > 0.0 && value.is_finite();
-        positive(self.batch_size > 0, "batch_size", &self.batch_size, "at least 1")?;
-        positive(self.n_epochs > 0, "n_epochs", &self.n_epochs, "at least 1")?;
+        for (name, value) in
+            [("batch_size", self.batch_size), ("n_epochs", self.n_epochs), ("max_steps", self.max_steps.unwrap_or(1))]
+        {
+            positive((1..=MOST).contains(&value), name, &value, &format!("1 to {MOST}"))?;
+        }
         positive(above_zero(self.learning_rate), "learning_rate", &self.learning_rate, "a positive number")?;
         positive(
             self.margin >= 0.0 && self.margin.is_finite(),
@@ -227,7 +233,6 @@ impl TrainConfig {
         for (name, value) in [("clip_norm", self.clip_norm), ("cache_gb", self.cache_gb)] {
             positive(value.is_none_or(above_zero), name, &value.unwrap_or_default(), "a positive number")?;
         }
-        positive(self.max_steps != Some(0), "max_steps", &0, "at least 1")?;
         positive(self.max_pixels != Some(0), "max_pixels", &0, "at least 1")
     }
 
@@ -299,6 +304,9 @@ mod tests {
         for (name, config) in [
             ("training-file", TrainConfig { training_file: Vec::new(), ..complete() }),
             ("batch_size", TrainConfig { batch_size: 0, ..complete() }),
+            ("batch_size", TrainConfig { batch_size: MOST + 1, ..complete() }),
+            ("n_epochs", TrainConfig { n_epochs: usize::MAX, ..complete() }),
+            ("max_steps", TrainConfig { max_steps: Some(0), ..complete() }),
             ("learning_rate", TrainConfig { learning_rate: -1.0, ..complete() }),
             ("learning_rate", TrainConfig { learning_rate: f64::NAN, ..complete() }),
             ("gradient_accumulation", TrainConfig { gradient_accumulation: Some(33), ..complete() }),
