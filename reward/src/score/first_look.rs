@@ -63,7 +63,7 @@ pub fn look(
             const SKIP: &str = "--on-bad-image skip leaves such images without a score";
             let own = looked.iter().find_map(|looked| looked.as_ref().err()?.hint_text());
             let missing = bad[0].ends_with("does not exist");
-            let missing = missing.then_some("relative paths start at the table's folder, or at --image-root");
+            let missing = missing.then_some("relative paths in a table start at its folder, or at --image-root");
             let hint = own.or(missing).map_or_else(|| SKIP.to_owned(), |hint| format!("{hint}; {SKIP}"));
             return Err(Error::data(what).hint(hint));
         }
