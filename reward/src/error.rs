@@ -30,12 +30,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// A wrong flag or config key.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Usage, message: message.into(), hint: None, source: None }
+        Self { kind: ErrorKind::Usage, message: one_line(message.into()), hint: None, source: None }
     }
 
     /// A file, row or tensor that is not as it has to be, or a run that failed.
     pub fn data(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Data, message: message.into(), hint: None, source: None }
+        Self { kind: ErrorKind::Data, message: one_line(message.into()), hint: None, source: None }
     }
 
     /// The user asked to stop.
@@ -75,6 +75,15 @@ impl Error {
     }
 }
 
+/// The message with line ends and other control characters escaped: what a file or its name holds is quoted in messages.
+fn one_line(message: String) -> String {
+    let shown = |letter: char| match letter.is_control() {
+        true => letter.escape_default().collect(),
+        false => letter.to_string(),
+    };
+    if message.contains(char::is_control) { message.chars().map(shown).collect() } else { message }
+}
+
 /// `fs_err` errors name their path already.
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
@@ -90,4 +99,15 @@ pub fn did_you_mean<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -
         .filter(|(distance, name)| *distance <= 1 + name.len().min(typed.len()).div_euclid(4))
         .min()
         .map(|(_, name)| format!("did you mean `{name}`?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_quotes() {
+        let error = Error::data("m.csv has no column `prompt` (it has: a\nb, \u{1b}[31m, Grüße)");
+        assert_eq!(error.to_string(), r"m.csv has no column `prompt` (it has: a\nb, \u{1b}[31m, Grüße)");
+    }
 }

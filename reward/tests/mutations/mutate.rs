@@ -19,7 +19,8 @@ const MEMORY: u64 = 2 << 30;
 /// Damaged files per reader, the same in every run.
 const COUNT: u64 = 1000;
 
-/// An environment variable: for how many seconds each reader is tried, beyond the first thousand files (`make fuzz`).
+/// An environment variable: for how many seconds each reader is tried (`make fuzz`). Beyond the first thousand files it need
+/// only keep within memory, without a panic, and say what is wrong in one line.
 const SECONDS: &str = "MUTATION_SECONDS";
 
 /// Writes `valid` under `path`, damaged in a thousand ways one after the other, and reads it each time. Whatever can be
@@ -41,9 +42,14 @@ pub(crate) fn check<T: PartialEq + Debug>(path: &Path, valid: &[u8], read: impl 
             continue;
         }
         fs_err::write(path, &damaged).unwrap();
-        let place = || format!("seed {seed}: {}", damaged[..damaged.len().min(400)].escape_ascii());
+        let place = || {
+            let first = valid.iter().zip(&damaged).take_while(|(before, after)| before == after).count();
+            let around = first.saturating_sub(60)..damaged.len().min(first + 200);
+            format!("seed {seed}, from byte {first}: {}", damaged[around].escape_ascii())
+        };
         match catch_unwind(AssertUnwindSafe(&read)).unwrap_or_else(|_| panic!("a panic, {}", place())) {
-            Ok(found) => assert_eq!(found, wanted, "{}", place()),
+            // Among very many, some cut out a whole setting: a valid file that says something else.
+            Ok(found) => assert!(seed >= COUNT || found == wanted, "{found:?} for {wanted:?}, {}", place()),
             Err(error) => {
                 let message = error.to_string();
                 assert!(message.contains(name) && !message.contains('\n'), "{message}\n{}", place());
