@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use reward::event::{Event, Observer};
 
 /// How often a line is written where there is no terminal.
@@ -15,66 +15,69 @@ const QUIET: Duration = Duration::from_secs(10);
 /// The observer of every command.
 pub(crate) struct Progress {
     terminal: bool,
-    state: Mutex<State>,
+    bars: MultiProgress,
+    phases: Mutex<Vec<Phase>>,
 }
 
-struct State {
-    phase: &'static str,
-    bar: Option<ProgressBar>,
+/// A phase under way: several are where threads work side by side.
+struct Phase {
+    name: &'static str,
+    bar: ProgressBar,
     spoken: Instant,
 }
 
 impl Progress {
     /// Bars if stderr is a terminal.
     pub(crate) fn new() -> Self {
-        let state = State { phase: "", bar: None, spoken: Instant::now() };
-        Self { terminal: std::io::stderr().is_terminal(), state: Mutex::new(state) }
+        Self { terminal: std::io::stderr().is_terminal(), bars: MultiProgress::new(), phases: Mutex::default() }
     }
 
-    /// One line, above the bar if there is one.
+    /// One line, above the bars if there are any.
     pub(crate) fn line(&self, text: &str) {
-        match self.state.lock().ok().and_then(|state| state.bar.clone()) {
-            Some(bar) => bar.println(text),
-            None => plain(text),
+        // Off a terminal the bars' own lines are not shown.
+        let shown = self.terminal && self.bars.println(text).is_ok();
+        if !shown {
+            plain(text);
         }
     }
 
-    /// Moves the bar of `phase`; `message` is shown beside it and, off a terminal, every few seconds.
-    fn advance(&self, phase: &'static str, done: usize, total: usize, message: &str) {
-        let Ok(mut state) = self.state.lock() else { return };
-        if state.phase != phase {
-            if let Some(bar) = state.bar.take() {
-                bar.finish_and_clear();
-            }
-            state.phase = phase;
-            if self.terminal {
-                let bar = ProgressBar::new(total as u64);
-                let template = "{prefix} {wide_bar} {pos}/{len} [{elapsed} < {eta}, {per_sec}] {msg}";
-                if let Ok(style) = ProgressStyle::with_template(template) {
-                    bar.set_style(style);
-                }
-                bar.set_prefix(phase);
-                state.bar = Some(bar);
-            }
-        }
-        if let Some(bar) = &state.bar {
+    /// Moves the bar of a phase; `message` is shown beside it and, off a terminal, every few seconds.
+    fn advance(&self, name: &'static str, done: usize, total: usize, message: &str) {
+        let Ok(mut phases) = self.phases.lock() else { return };
+        let index = phases.iter().position(|phase| phase.name == name).unwrap_or_else(|| {
+            phases.push(Phase { name, bar: self.bar(name), spoken: Instant::now() });
+            phases.len() - 1
+        });
+        let phase = &mut phases[index];
+        if self.terminal {
             // A resumed run starts in the middle: rate and time left count from there.
-            if bar.position() == 0 && done > 1 {
-                bar.set_position(done as u64);
-                bar.reset_eta();
+            if phase.bar.position() == 0 && done > 1 {
+                phase.bar.set_position(done as u64);
+                phase.bar.reset_eta();
             }
-            bar.set_position(done as u64);
-            bar.set_message(message.to_owned());
-        } else if done == total || state.spoken.elapsed() > QUIET {
-            state.spoken = Instant::now();
-            plain(&format!("{phase} {done}/{total} {message}"));
+            phase.bar.set_length(total as u64);
+            phase.bar.set_position(done as u64);
+            phase.bar.set_message(message.to_owned());
+        } else if done == total || phase.spoken.elapsed() > QUIET {
+            phase.spoken = Instant::now();
+            plain(&format!("{name} {done}/{total} {message}"));
         }
         if done == total {
-            if let Some(bar) = state.bar.take() {
-                bar.finish_and_clear();
-            }
-            state.phase = "";
+            phases.remove(index).bar.finish_and_clear();
         }
+    }
+
+    fn bar(&self, name: &'static str) -> ProgressBar {
+        if !self.terminal {
+            return ProgressBar::hidden();
+        }
+        let bar = self.bars.add(ProgressBar::new(0));
+        let template = "{prefix} {wide_bar} {pos}/{len} [{elapsed} < {eta}, {per_sec}] {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(name);
+        bar
     }
 }
 

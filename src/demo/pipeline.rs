@@ -2,9 +2,14 @@
 //! reward, and what came of it.
 
 use std::{
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Instant,
 };
 
@@ -16,7 +21,7 @@ use diffusion::{
     lora::LoraSpec,
 };
 use reward::{
-    Error,
+    Error, ErrorKind,
     score::spec::RewardSpec,
     train::{
         config::TrainConfig,
@@ -66,13 +71,9 @@ impl Demo<'_> {
         let clip = include_str!("../../configs/demo/clip.toml");
         let clip = self.reward_trainer("clip", clip, &["captions"], None)?.join("final");
         self.stage(2, "it becomes a reward: what users liked, then which of two pictures they liked");
-        let liked = include_str!("../../configs/demo/liked.toml");
-        let liked = self.reward_trainer("liked", liked, &["captions", "train"], Some(&clip))?.join("final");
-        let reward = include_str!("../../configs/demo/reward.toml");
-        let reward = self.reward_trainer("reward", reward, &["train"], Some(&liked))?.join("best");
+        self.stage(3, "at the same time, a text-to-image model is trained from scratch");
+        let (reward, model) = side_by_side(&self.stop, || self.reward(&clip), || self.text_to_image(&clip))?;
         self.validate(&reward)?;
-        self.stage(3, "a text-to-image model is trained from scratch");
-        let model = self.text_to_image(&clip)?;
         self.stage(4, "its images of shapes in colours that none of its pictures showed them in");
         let base = self.images("base", &model, None)?;
         self.stage(
@@ -84,6 +85,14 @@ impl Demo<'_> {
         let tuned = self.images("finetune/tuned", &model, Some(&run.join("lora")))?;
         self.stage(6, "what came of it");
         self.judge(&tuned, &base, &reward)
+    }
+
+    /// The reward model, from the CLIP of the captions.
+    fn reward(&self, clip: &Path) -> Result<PathBuf> {
+        let liked = include_str!("../../configs/demo/liked.toml");
+        let liked = self.reward_trainer("liked", liked, &["captions", "train"], Some(clip))?.join("final");
+        let reward = include_str!("../../configs/demo/reward.toml");
+        Ok(self.reward_trainer("reward", reward, &["train"], Some(&liked))?.join("best"))
     }
 
     fn stage(&self, number: usize, text: &str) {
@@ -214,6 +223,28 @@ impl Demo<'_> {
     }
 }
 
+/// Runs both at the same time: models as small as the demo's compute with one thread each. Where one fails, the other stops.
+fn side_by_side<A: Send, B>(
+    stop: &AtomicBool,
+    one: impl FnOnce() -> Result<A> + Send,
+    other: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    let stop_both = |_: &anyhow::Error| stop.store(true, Ordering::Relaxed);
+    let (one, other) = thread::scope(|scope| {
+        let one = scope.spawn(|| one().inspect_err(stop_both));
+        let other = other().inspect_err(stop_both);
+        (one.join().unwrap_or_else(|panic| resume_unwind(panic)), other)
+    });
+    let stopped = |error: &anyhow::Error| {
+        error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::Interrupted)
+    };
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (Err(error), Err(other)) if stopped(&error) => Err(other),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+}
+
 /// A configuration of `configs/demo`.
 fn read<T: DeserializeOwned>(text: &str) -> Result<T> {
     Ok(toml::from_str(text)?)
@@ -223,7 +254,27 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T> {
 mod tests {
     use diffusion::source::{Source, SourceOptions};
 
+    use super::*;
     use crate::demo::world::Request;
+
+    #[test]
+    fn where_one_fails_the_other_stops_and_the_failure_is_told() {
+        let works_until_stopped = |stop: &AtomicBool| -> Result<()> {
+            while !stop.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            Err(Error::interrupted().into())
+        };
+        let fails = || -> Result<()> { Err(Error::data("no space left").into()) };
+        let stop = AtomicBool::new(false);
+        let error = side_by_side(&stop, fails, || works_until_stopped(&stop)).unwrap_err();
+        assert_eq!(error.to_string(), "no space left");
+        let stop = AtomicBool::new(false);
+        let error = side_by_side(&stop, || works_until_stopped(&stop), fails).unwrap_err();
+        assert_eq!(error.to_string(), "no space left");
+        let both = side_by_side(&AtomicBool::new(false), || Ok(1), || Ok(2)).unwrap();
+        assert_eq!(both, (1, 2));
+    }
 
     #[test]
     fn the_unet_reads_every_request_to_its_end() {
