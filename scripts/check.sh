@@ -12,6 +12,7 @@ local_path='(^|[^[:alnum:]_.~$})/-])/(work|root|home|Users|tmp)/[[:alnum:]_.-]|\
 
 scripts/phase format cargo fmt --all --check
 scripts/phase "paths of one machine" sh -c '! git grep -nIE "$1" -- . ":!Cargo.lock"' sh "$local_path"
+scripts/phase imports python3 scripts/check-imports.py
 scripts/phase clippy cargo clippy --workspace --all-targets --locked "$@" -- -D warnings
 scripts/phase "clippy, portable" cargo clippy --workspace --all-targets --locked "${portable[@]}" -- -D warnings
 RUSTDOCFLAGS="-D warnings" scripts/phase docs \
