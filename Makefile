@@ -23,10 +23,10 @@ test: setup ## all tests
 	scripts/phase tests cargo test --workspace --locked $(features)
 
 figures: setup ## the longer test: a whole demo on one seed, a quarter of an hour
-	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo_figures::the_demo
+	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo::figures::the_demo
 
 figures-all: setup ## the same on three seeds
-	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo_figures::every
+	scripts/phase figures cargo test --workspace --locked $(features) --test integration -- --ignored --nocapture demo::figures::every
 
 fuzz: setup ## damaged files for every reader, ten minutes each (FUZZ_SECONDS=600), a name picks readers: make fuzz READER=weights
 	MUTATION_SECONDS=$(or $(FUZZ_SECONDS),600) cargo test --workspace --locked $(features) --test mutations --no-fail-fast -- $(READER)

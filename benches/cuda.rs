@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use diffusion::{
-    noise::normal,
+    noise::{Stream, normal},
     source::{Source, SourceOptions},
     unet::Unet,
     vae::Vae,
@@ -17,7 +17,7 @@ use diffusion::{
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::{cuda_half, data, figures, finetune::phases, mean, numbers, ours, peer, stable_diffusion, steps, weights};
+use crate::{data, figures, finetune::phases, mean, numbers, ours, peer, stable_diffusion, steps, weights};
 
 const DEVICE: Device = Device::Cuda(0);
 /// Prompts of the fine-tuning.
@@ -26,7 +26,7 @@ const PROMPTS: &str =
 
 /// Whether there is a device to measure on.
 fn device(row: &str) -> bool {
-    let found = cuda_half::device_count() > 0;
+    let found = reward::cuda::device_count() > 0;
     if !found {
         println!("{row}: skipped, no CUDA device");
     }
@@ -129,11 +129,11 @@ pub(crate) fn unet() -> Result<()> {
     let (config, weights) = source.unet()?;
     let unet = Unet::new(&config, weights.to(DEVICE, Kind::BFloat16))?;
     let on_device = |tensor: Tensor| tensor.to_device(DEVICE).to_kind(Kind::BFloat16);
-    let context = on_device(normal(0, "context", &[2, 77, config.cross_attention_dim]));
+    let context = on_device(normal(0, Stream::Noise, &[2, 77, config.cross_attention_dim]));
     let timesteps = Tensor::from_slice(&[481_f32; 2]).to_device(DEVICE);
     let theirs = peer("stable_diffusion.py", &[&model, "unet", "--device", "cuda"])?;
     for side in [16, 32, 64] {
-        let latents = on_device(normal(0, "latents", &[2, config.channels, side, side]));
+        let latents = on_device(normal(0, Stream::Latents, &[2, config.channels, side, side]));
         let ours = seconds(|| unet.forward(&latents, &timesteps, &context));
         let diffusers = theirs[side.to_string()].as_f64().context("no time")?;
         println!(
@@ -147,7 +147,7 @@ pub(crate) fn unet() -> Result<()> {
     drop(unet);
     let (config, weights) = source.vae()?;
     let vae = Vae::new(&config, weights.to(DEVICE, Kind::BFloat16))?;
-    let latents = on_device(normal(0, "latents", &[1, config.latent_channels, 64, 64]));
+    let latents = on_device(normal(0, Stream::Latents, &[1, config.latent_channels, 64, 64]));
     let ours_seconds = seconds(|| vae.decode(&latents));
     let diffusers =
         peer("stable_diffusion.py", &[&model, "vae", "--device", "cuda"])?["64"].as_f64().context("no time")?;

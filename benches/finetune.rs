@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use diffusion::{
     lora::fresh,
-    noise::normal,
+    noise::{Stream, normal},
     policy::{Batch, Policy},
     schedule::{NoiseSchedule, Sampler, SamplerName},
     source::{Source, SourceOptions},
@@ -104,7 +104,7 @@ pub(crate) fn sampling() -> Result<()> {
     let targets = ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned);
     let mut adapters = fresh(&source.layers()?.unet, &targets, 4, 4.0, 0)?;
     for (index, adapter) in adapters.values_mut().enumerate() {
-        adapter.up = normal(index as u64, "up", &adapter.up.size()) * 0.01;
+        adapter.up = normal(index as u64, Stream::Noise, &adapter.up.size()) * 0.01;
     }
     let unet = Unet::new(&config, weights.adapters(adapters))?;
     let scheduler = source.scheduler()?;
@@ -115,17 +115,17 @@ pub(crate) fn sampling() -> Result<()> {
         schedule: NoiseSchedule::new(&scheduler),
         prediction: scheduler.prediction_type,
         guidance_scale: GUIDANCE,
-        negative: normal(0, "negative", &[1, 77, config.cross_attention_dim]),
+        negative: normal(0, Stream::Noise, &[1, 77, config.cross_attention_dim]),
         negative_branch_gradient: true,
     };
     let mut best = Vec::new();
     for side in [16, 32] {
-        let context = normal(0, "prompt", &[1, 77, config.cross_attention_dim]);
+        let context = normal(1, Stream::Noise, &[1, 77, config.cross_attention_dim]);
         let batch = Batch::new(vec![String::new()], context, vec![0], [4, side, side]);
         let mut seconds = f64::INFINITY;
         for round in 0..4 {
             let started = Instant::now();
-            let latents = policy.merged(|| Ok(policy.roll(&batch.noise("latents"), 0..STEPS, &batch)))?;
+            let latents = policy.merged(|| Ok(policy.roll(&batch.noise(Stream::Latents), 0..STEPS, &batch)))?;
             drop(std::hint::black_box(latents));
             if round > 0 {
                 seconds = seconds.min(started.elapsed().as_secs_f64());

@@ -22,9 +22,6 @@ use serde_json::Value;
 
 mod busy;
 mod cuda;
-#[path = "../src/cuda.rs"]
-#[allow(dead_code, unused_imports, reason = "the program's; what it tells `doctor` is not needed here")]
-mod cuda_half;
 mod finetune;
 mod stable_diffusion;
 

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use diffusion::{
-    noise::normal,
+    noise::{Stream, normal},
     source::{Source, SourceOptions},
     unet::Unet,
     vae::Vae,
@@ -73,9 +73,9 @@ pub(crate) fn unet() -> Result<()> {
     let model = model()?;
     let (config, weights) = Source::open(&model, SourceOptions::default())?.unet()?;
     let unet = Unet::new(&config, weights)?;
-    let context = normal(0, "context", &[2, 77, config.cross_attention_dim]);
+    let context = normal(0, Stream::Noise, &[2, 77, config.cross_attention_dim]);
     let timesteps = Tensor::from_slice(&[TIMESTEP as f32; 2]);
-    let latents = |side: i64| normal(0, "latents", &[2, config.channels, side, side]);
+    let latents = |side: i64| normal(0, Stream::Latents, &[2, config.channels, side, side]);
     let ours = SIDES.map(latents).map(|x| seconds(|| unet.forward(&x, &timesteps, &context)));
     for side in SIDES {
         shares("unet", &format!("{side}×{side} latents"), || unet.forward(&latents(side), &timesteps, &context));
@@ -97,7 +97,7 @@ pub(crate) fn vae() -> Result<()> {
     let model = model()?;
     let (config, weights) = Source::open(&model, SourceOptions::default())?.vae()?;
     let vae = Vae::new(&config, weights)?;
-    let latents = normal(0, "latents", &[1, config.latent_channels, 32, 32]);
+    let latents = normal(0, Stream::Latents, &[1, config.latent_channels, 32, 32]);
     let ours = seconds(|| vae.decode(&latents));
     shares("vae", "decoding 256²", || vae.decode(&latents));
     let theirs = reference::vae(&config, &vae.parameters)?;

@@ -2,8 +2,6 @@
 
 mod cli;
 mod commands;
-#[cfg(feature = "torch")]
-mod cuda;
 mod demo;
 mod failure;
 mod progress;

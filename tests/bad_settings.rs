@@ -1,6 +1,6 @@
 //! Command lines and configs that are wrong: exit code 2, before any data is read.
 
-use crate::harness::Workspace;
+use crate::support::harness::Workspace;
 
 const TRAIN: &str = "reward train --training-file toy/train.parquet --training-mode visual_last_layer \
     --model random:tiny --device cpu --save-folder out";

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::harness::Workspace;
+use crate::support::harness::Workspace;
 
 const TRAIN: &str = "reward train --training-file toy/train.parquet --training-mode visual_last_layer --model random:tiny \
                      --device cpu --batch-size 8 --save-folder out";

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use parquet::{file::reader::SerializedFileReader, record::RowAccessor};
 use serde_json::Value;
 
-use crate::harness::Workspace;
+use crate::support::harness::Workspace;
 
 #[cfg(feature = "torch")]
 const UPPER: &str = "visual_upper_layers_textual_upper_layers";

@@ -4,10 +4,10 @@
 use serde_json::Value;
 
 use crate::{
-    diffusion_generate::pixels,
-    evaluate::{EVALUATE, two_sets},
-    harness::Workspace,
-    tensors::{floats, tensor},
+    diffusion::generate::pixels,
+    evaluate::figures::{EVALUATE, two_sets},
+    support::harness::Workspace,
+    support::tensors::{floats, tensor},
 };
 
 /// Whether there is a device to test on.

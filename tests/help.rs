@@ -1,6 +1,6 @@
 //! What a user meets first: `--help`, the toy data, `doctor`.
 
-use crate::{harness::Workspace, triplets};
+use crate::support::{harness::Workspace, triplets};
 
 #[test]
 fn help_of_every_command_works_and_shows_examples() {

@@ -42,7 +42,8 @@ pub fn convert(
     let (lora, base) = match (model, from) {
         (Some(model), _) => {
             let source = Source::open(model, options)?;
-            (Lora::open_all(from, &source.layers()?, 1.0)?, Base::of_model(&source, title)?)
+            let layers = source.layers()?;
+            (Lora::open_all(from, &layers, 1.0)?, Base::of_model(&layers, source.scheduler()?.prediction_type, title))
         }
         (None, []) => (Lora::default(), Base::default()),
         (None, [first, ..]) => {

@@ -34,7 +34,7 @@ pub enum Component {
 }
 
 impl Component {
-    /// Its folder.
+    /// The folder of the component in a model folder.
     pub fn folder(self) -> &'static str {
         match self {
             Self::Unet => "unet",

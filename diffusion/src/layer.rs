@@ -276,18 +276,22 @@ impl LayerNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::normal;
+    use crate::noise::{Stream, normal};
 
     /// An update of 1e-4 of the weights, a twentieth of what bf16 resolves, is there in full on the average over outputs.
     #[test]
     fn a_small_update_is_not_rounded_away_in_bf16() {
-        let (x, weight) = (normal(0, "x", &[2, 256, 128]), normal(0, "weight", &[128, 128]) * 0.1);
-        let adapter = || Adapter { down: normal(0, "down", &[4, 128]), up: normal(0, "up", &[128, 4]), scale: 5e-6 };
+        let (x, weight) = (normal(1, Stream::Noise, &[2, 256, 128]), normal(2, Stream::Noise, &[128, 128]) * 0.1);
+        let adapter = || Adapter {
+            down: normal(3, Stream::Noise, &[4, 128]),
+            up: normal(4, Stream::Noise, &[128, 4]),
+            scale: 5e-6,
+        };
         let output = |on: bool, kind: Kind| {
             let switch = AdapterSwitch::default();
             switch.set(on);
             let attached = Some(Attached { adapter: adapter(), switch });
-            let bias = Some(normal(0, "bias", &[128]).to_kind(kind));
+            let bias = Some(normal(5, Stream::Noise, &[128]).to_kind(kind));
             let layer = Linear { weight: weight.to_kind(kind), bias, attached };
             layer.forward(&x.to_kind(kind)).to_kind(Kind::Double)
         };
@@ -298,12 +302,15 @@ mod tests {
         let conv = |on: bool, kind: Kind| {
             let switch = AdapterSwitch::default();
             switch.set(on);
-            let adapter =
-                Adapter { down: normal(0, "down", &[4, 16, 3, 3]), up: normal(0, "up", &[16, 4, 1, 1]), scale: 5e-6 };
+            let adapter = Adapter {
+                down: normal(6, Stream::Noise, &[4, 16, 3, 3]),
+                up: normal(7, Stream::Noise, &[16, 4, 1, 1]),
+                scale: 5e-6,
+            };
             let attached = Some(Attached { adapter, switch });
-            let weight = normal(0, "kernel", &[16, 16, 3, 3]).to_kind(kind);
+            let weight = normal(8, Stream::Noise, &[16, 16, 3, 3]).to_kind(kind);
             let layer = Conv2d { weight, bias: None, stride: 1, padding: 1, attached };
-            layer.forward(&normal(0, "image", &[2, 16, 32, 32]).to_kind(kind)).to_kind(Kind::Double)
+            layer.forward(&normal(9, Stream::Noise, &[2, 16, 32, 32]).to_kind(kind)).to_kind(Kind::Double)
         };
         let moved = |kind: Kind| conv(true, kind) - conv(false, kind);
         let (wanted_by_conv, found) = (moved(Kind::Float), moved(Kind::BFloat16));

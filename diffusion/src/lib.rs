@@ -4,6 +4,7 @@
 
 pub mod algorithm;
 mod attention;
+pub mod conditioning;
 pub mod config;
 pub mod export;
 pub mod finetune;
@@ -14,7 +15,10 @@ mod json;
 pub mod layer;
 pub mod lora;
 mod metadata;
+pub mod micro_batches;
 pub mod noise;
+pub mod objective;
+pub mod pictures;
 pub mod pipeline;
 pub mod policy;
 pub mod prompts;

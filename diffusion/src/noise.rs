@@ -4,21 +4,68 @@
 //! A stream is ChaCha8 (Bernstein, 2008) under the key blake3(seed, name); normal values are taken from it by the ziggurat
 //! method (`rand_distr::StandardNormal`), on the CPU in fp32, and then moved.
 
+use std::fmt;
+
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::Tensor;
 
+/// The streams of a seed. Images are remembered by their seed: how a stream is written must never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Initial latents.
+    Latents,
+    /// What a stochastic sampler adds in this step.
+    Step(usize),
+    /// What this copy of an image is noised with again.
+    Renoise(usize),
+    /// What is added to the pixels of this copy before a reward sees them.
+    Pixels(usize),
+    /// What latents are noised with to compare predictions at this quarter of the way.
+    Drift(usize),
+    /// The sample of the VAE's posterior.
+    Posterior,
+    /// What clean latents are noised with in training.
+    Noise,
+    /// The noise level of training.
+    Timestep,
+    /// Whether a prompt is left out in training.
+    Dropout,
+    /// What a method draws in this round.
+    Plan(usize),
+    /// What is added to this tensor of a reward.
+    Weight(usize),
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latents => formatter.write_str("latents"),
+            Self::Step(step) => write!(formatter, "step/{step}"),
+            Self::Renoise(copy) => write!(formatter, "renoise/{copy}"),
+            Self::Pixels(copy) => write!(formatter, "pixels/{copy}"),
+            Self::Drift(quarter) => write!(formatter, "drift/{quarter}"),
+            Self::Posterior => formatter.write_str("posterior"),
+            Self::Noise => formatter.write_str("noise"),
+            Self::Timestep => formatter.write_str("timestep"),
+            Self::Dropout => formatter.write_str("dropout"),
+            Self::Plan(round) => write!(formatter, "plan/{round}"),
+            Self::Weight(index) => write!(formatter, "weight/{index}"),
+        }
+    }
+}
+
 /// The stream `name` of `seed`.
-pub fn stream(seed: u64, name: &str) -> ChaCha8Rng {
+pub fn stream(seed: u64, name: Stream) -> ChaCha8Rng {
     let mut hasher = blake3::Hasher::new_derive_key("social-reward diffusion noise 1");
     hasher.update(&seed.to_le_bytes());
-    hasher.update(name.as_bytes());
+    hasher.update(name.to_string().as_bytes());
     ChaCha8Rng::from_seed(*hasher.finalize().as_bytes())
 }
 
 /// Standard normal values of one stream, `shape`, fp32, on the CPU.
-pub fn normal(seed: u64, name: &str, shape: &[i64]) -> Tensor {
+pub fn normal(seed: u64, name: Stream, shape: &[i64]) -> Tensor {
     let count = shape.iter().product::<i64>().max(0) as usize;
     let values: Vec<f32> = StandardNormal.sample_iter(stream(seed, name)).take(count).collect();
     Tensor::from_slice(&values).reshape(shape)
@@ -26,16 +73,16 @@ pub fn normal(seed: u64, name: &str, shape: &[i64]) -> Tensor {
 
 /// The initial latents of a batch, [B, shape], of unit variance: image i has effective seed `seeds[i]`.
 pub fn initial_latents(seeds: &[u64], shape: [i64; 3]) -> Tensor {
-    named(seeds, "latents", shape)
+    named(seeds, Stream::Latents, shape)
 }
 
 /// The noise that stochastic samplers add in step `step`, [B, shape].
 pub fn step_noise(seeds: &[u64], step: usize, shape: [i64; 3]) -> Tensor {
-    named(seeds, &format!("step/{step}"), shape)
+    named(seeds, Stream::Step(step), shape)
 }
 
 /// The stream `name` of each image, [B, shape], of unit variance.
-pub fn named(seeds: &[u64], name: &str, shape: [i64; 3]) -> Tensor {
+pub fn named(seeds: &[u64], name: Stream, shape: [i64; 3]) -> Tensor {
     let images: Vec<Tensor> = seeds.iter().map(|seed| normal(*seed, name, &shape)).collect();
     Tensor::stack(&images, 0)
 }
@@ -51,7 +98,7 @@ mod tests {
     /// Images are remembered by their seed: these values must never change.
     #[test]
     fn first_values() {
-        assert_eq!(values(&normal(0, "latents", &[4])), [0.45185047, 0.3856868, -1.0767683, 1.0514436]);
+        assert_eq!(values(&normal(0, Stream::Latents, &[4])), [0.45185047, 0.3856868, -1.0767683, 1.0514436]);
         assert_eq!(values(&step_noise(&[42], 3, [1, 1, 2])), [-0.09734486, -0.7015348]);
     }
 
@@ -69,7 +116,7 @@ mod tests {
 
     #[test]
     fn values_are_standard_normal() {
-        let sample = normal(1, "test", &[100_000]);
+        let sample = normal(1, Stream::Noise, &[100_000]);
         let (mean, std) = (sample.mean(tch::Kind::Double).double_value(&[]), sample.std(true).double_value(&[]));
         assert!(mean.abs() < 0.01 && (std - 1.0).abs() < 0.01, "{mean} {std}");
     }

@@ -2,16 +2,15 @@
 
 use std::{cell::OnceCell, sync::atomic::AtomicBool};
 
-use reward::train::config::Precision;
+use reward::device::Precision;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
+    conditioning::PromptEncoder,
     lora::Lora,
     sample::{Request, denoise, to_bytes},
     source::Source,
-    text::TextEncoder,
-    tokenizer::Tokenizer,
     unet::Unet,
     vae::{DecodeOptions, Vae},
 };
@@ -21,14 +20,13 @@ pub fn default_precision(device: Device) -> Precision {
     if device.is_cuda() { Precision::Bf16 } else { Precision::Fp32 }
 }
 
-/// The three models and the tokenizer, on one device. Nothing in it trains.
+/// The models, on one device. Nothing in it trains.
 pub struct Pipeline {
     /// Where the models are.
     pub device: Device,
     /// What they compute in.
     pub kind: Kind,
-    tokenizer: Tokenizer,
-    text: TextEncoder,
+    prompts: PromptEncoder,
     unet: Unet,
     vae: Vae,
     decoding: DecodeOptions,
@@ -40,18 +38,12 @@ impl Pipeline {
     /// # Errors
     /// A file that is missing or truncated, tensors that do not fit.
     pub fn load(source: &Source, lora: Lora, decoding: DecodeOptions, device: Device, kind: Kind) -> Result<Self> {
-        let (config, weights) = source.text_encoder()?;
-        let text = TextEncoder::new(&config, weights.to(device, kind).adapters(lora.text))?;
         let (config, weights) = source.unet()?;
+        let prompts = PromptEncoder::load(source, lora.text, config.cross_attention_dim, (device, kind))?;
         let unet = Unet::new(&config, weights.to(device, kind).adapters(lora.unet))?;
         let (config, weights) = source.vae()?;
         let vae = Vae::new(&config, weights.to(device, kind))?;
-        let (hidden, wanted) = (text.config.hidden_size, unet.config.cross_attention_dim);
-        if hidden != wanted {
-            let text = format!("{}: the text encoder is {hidden} wide, the UNet wants {wanted}", source.model());
-            return Err(Error::data(text).hint("are its parts of different models?"));
-        }
-        Ok(Self { device, kind, tokenizer: source.tokenizer()?, text, unet, vae, decoding })
+        Ok(Self { device, kind, prompts, unet, vae, decoding })
     }
 
     /// The prompts' hidden states, `[B, T, width]`, fp32.
@@ -59,12 +51,7 @@ impl Pipeline {
     /// # Errors
     /// The tokenizer fails.
     pub fn embed(&self, prompts: &[&str]) -> Result<Tensor> {
-        let mut ids = Vec::new();
-        for prompt in prompts {
-            ids.extend(self.tokenizer.encode(prompt)?.ids);
-        }
-        let ids = Tensor::from_slice(&ids).view([prompts.len() as i64, -1]).to_device(self.device);
-        Ok(tch::no_grad(|| self.text.forward(&ids)))
+        self.prompts.encode(prompts)
     }
 
     /// Denoises a batch to latents `[B, C, h, w]`, fp32, before the division by the VAE's scaling factor. `finished` is told

@@ -8,7 +8,7 @@ use crate::{
     Result,
     layer::AdapterSwitch,
     lora::{Merged, merge},
-    noise,
+    noise::{self, Stream},
     sample::guide,
     schedule::{Level, NoiseSchedule, PredictionType, Sampler},
     unet::{Context, Unet},
@@ -35,18 +35,18 @@ pub struct Policy<'a> {
     pub negative_branch_gradient: bool,
 }
 
-/// Unit-variance noise by name and shape `[C, h, w]`, `[B, C, h, w]`.
-pub type Noise = Box<dyn Fn(&str, [i64; 3]) -> Tensor>;
+/// Unit-variance noise by stream and shape `[C, h, w]`, `[B, C, h, w]`.
+pub type Noise = Box<dyn Fn(Stream, [i64; 3]) -> Tensor>;
 
 /// The images of a micro-batch.
 pub struct Batch {
-    /// Of each image, B of them.
+    /// The prompt of each image, B of them.
     pub prompts: Vec<String>,
-    /// Their hidden states, `[B, T, width]`.
+    /// Hidden states of the prompts, `[B, T, width]`.
     pub context: Tensor,
     /// Channels, height and width of the latents.
     pub shape: [i64; 3],
-    /// By the names `latents`, `step/I` of step I, `renoise/J`, `pixels/J`, `drift/J`.
+    /// The noise of each image.
     pub noise: Noise,
 }
 
@@ -54,12 +54,12 @@ impl Batch {
     /// Images of effective seeds `seeds` and latents `shape`, on the device of `context`.
     pub fn new(prompts: Vec<String>, context: Tensor, seeds: Vec<u64>, shape: [i64; 3]) -> Self {
         let device = context.device();
-        let noise = Box::new(move |name: &str, shape| noise::named(&seeds, name, shape).to_device(device));
+        let noise = Box::new(move |name: Stream, shape| noise::named(&seeds, name, shape).to_device(device));
         Self { prompts, context, shape, noise }
     }
 
     /// The noise `name` in the latents' shape.
-    pub fn noise(&self, name: &str) -> Tensor {
+    pub fn noise(&self, name: Stream) -> Tensor {
         (self.noise)(name, self.shape)
     }
 }
@@ -173,7 +173,7 @@ impl Policy<'_> {
         tch::no_grad(|| {
             for index in steps {
                 let output = self.predict_prepared(&x, index, batch, &prepared);
-                x = self.sampler.step(index, &output, &x, None).sample(|| batch.noise(&format!("step/{index}")));
+                x = self.sampler.step(index, &output, &x, None).sample(|| batch.noise(Stream::Step(index)));
             }
         });
         x
@@ -198,7 +198,7 @@ impl Policy<'_> {
                 tch::no_grad(|| self.predict_prepared(&x.detach(), index, batch, &prepared))
             };
             let step = self.sampler.step(index, &output, &x, None);
-            x = step.sample(|| batch.noise(&format!("step/{index}")));
+            x = step.sample(|| batch.noise(Stream::Step(index)));
             original = step.predicted_original;
         }
         let latents = vec![if plan.end == End::Latents { x } else { original }];

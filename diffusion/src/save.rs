@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use reward::weights::save::{json_file, replace_file};
+use reward::files::{json_file, replace_file};
 use safetensors::{Dtype, View};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

@@ -100,7 +100,7 @@ impl Source {
                     )));
                 }
                 if let Some(asked) = asked.filter(|asked| *asked != says) {
-                    let (asked, says) = (asked.name(), says.name());
+                    let (asked, says) = (asked.as_str(), says.as_str());
                     let text = format!("prediction type: {asked}, as asked ({} says {says})", path.display());
                     remarks.push(Remark::Note(text));
                 }
@@ -168,8 +168,8 @@ impl Source {
             }
             kind => {
                 let pad = match kind.family() {
-                    Family::One => "<|endoftext|>",
-                    Family::Two => "!",
+                    Family::V1 => "<|endoftext|>",
+                    Family::V2 => "!",
                 };
                 let is_toy = matches!(kind, Kind::Random { preset } if preset == "sd-toy");
                 Tokenizer::openai(pad, if is_toy { TOY_LENGTH } else { LENGTH })
@@ -219,7 +219,7 @@ impl Source {
             _ => self.model.clone(),
         };
         let others = SamplerName::ALL.into_iter().filter(|other| Sampler::new(*other, &config, steps, 0.0).is_ok());
-        let others: Vec<&str> = others.map(SamplerName::name).collect();
+        let others: Vec<&str> = others.map(SamplerName::as_str).collect();
         let error = prefixed(place, error);
         let text = format!("{error} with the scheduler {name}");
         Err(match (others.as_slice(), error.hint_text()) {
@@ -344,12 +344,12 @@ impl Kind {
         }
     }
 
-    /// Whose conventions a model has that brings no tokenizer.
+    /// The family whose conventions a model without a tokenizer has.
     fn family(&self) -> Family {
         match self {
             Self::SingleFile(single) => single.family(),
-            Self::Random { preset } if preset == "sd15" => Family::One,
-            _ => Family::Two,
+            Self::Random { preset } if preset == "sd15" => Family::V1,
+            _ => Family::V2,
         }
     }
 }

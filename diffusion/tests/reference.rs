@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use diffusion::{
     config::{UnetConfig, VaeConfig},
-    noise::normal,
+    noise::{Stream, normal},
     unet::Unet,
     vae::Vae,
     verify::reference,
@@ -47,9 +47,9 @@ fn the_unet_and_its_gradients_are_those_of_diffusers_rs() {
     for (name, config) in unets() {
         let ours = Unet::new(&config, Weights::random(1).trained(true)).unwrap();
         let theirs = reference::unet(&config, &ours.parameters).unwrap();
-        let latents = normal(2, "latents", &[2, 4, 8, 12]);
-        let context = normal(3, "context", &[2, 7, config.cross_attention_dim]);
-        let weight = normal(4, "weight", &[2, 4, 8, 12]);
+        let latents = normal(2, Stream::Latents, &[2, 4, 8, 12]);
+        let context = normal(3, Stream::Noise, &[2, 7, config.cross_attention_dim]);
+        let weight = normal(4, Stream::Noise, &[2, 4, 8, 12]);
 
         let predicted = ours.forward(&latents, &Tensor::from_slice(&[481.0_f32; 2]), &context);
         let wanted = theirs.model.forward(&latents, 481.0, &context);
@@ -78,12 +78,12 @@ fn the_vae_is_that_of_diffusers_rs() {
         let ours = Vae::new(&config, Weights::random(1)).unwrap();
         let theirs = reference::vae(&config, &ours.parameters).unwrap();
         tch::no_grad(|| {
-            let pixels = normal(2, "pixels", &[2, 3, 4 * config.factor(), 2 * config.factor()]).tanh();
+            let pixels = normal(2, Stream::Pixels(0), &[2, 3, 4 * config.factor(), 2 * config.factor()]).tanh();
             let (wanted, noise) = reference::vae_sample(&theirs.model, &pixels, 5).unwrap();
             let (mean, log_variance) = ours.encode(&pixels);
             let error = apart(&(mean + (log_variance * 0.5).exp() * noise), &wanted);
             assert!(error < 1e-5, "encoder {:?}: {error:e}", config.block_out_channels);
-            let latents = normal(3, "latents", &[2, 4, 4, 6]);
+            let latents = normal(3, Stream::Latents, &[2, 4, 4, 6]);
             let error = apart(&ours.decode(&latents), &theirs.model.decode(&latents));
             assert!(error < 1e-5, "decoder {:?}: {error:e}", config.block_out_channels);
         });

@@ -1,10 +1,12 @@
-//! `--device auto|cpu|cuda[:N]`.
+//! Where to compute and how exactly: `--device auto|cpu|cuda[:N]`, `--precision fp32|bf16`.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+#[cfg(feature = "torch")]
+use crate::cuda;
+use crate::{Error, Result, closed_set};
 
 /// Where the user wants to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,11 +68,11 @@ impl DeviceName {
     /// CUDA asked for and not there.
     #[cfg(feature = "torch")]
     pub fn resolve(self) -> Result<tch::Device> {
-        let count = if self == Self::Cpu { 0 } else { tch::Cuda::device_count().max(0) as usize };
+        let count = if self == Self::Cpu { 0 } else { cuda::device_count() };
         match self {
-            Self::Auto if count > 0 && tch::Cuda::is_available() => Ok(tch::Device::Cuda(0)),
+            Self::Auto if count > 0 => Ok(tch::Device::Cuda(0)),
             Self::Auto | Self::Cpu => Ok(tch::Device::Cpu),
-            Self::Cuda(index) if index < count && tch::Cuda::is_available() => Ok(tch::Device::Cuda(index)),
+            Self::Cuda(index) if index < count => Ok(tch::Device::Cuda(index)),
             Self::Cuda(_) => Err(Error::data(format!("--device {self}: {count} CUDA device(s) here"))
                 .hint("`social-reward doctor` says what is missing; --device auto falls back to the CPU")),
         }
@@ -88,6 +90,27 @@ impl DeviceName {
                 Err(Error::data(format!("--device {self}: this is the portable build, which computes on the CPU"))
                     .hint("build with default features for CUDA (`make setup`)"))
             }
+        }
+    }
+}
+
+closed_set! {
+    /// Kind of the activations and of the weights that are not trained.
+    pub enum Precision: "precision" {
+        /// 32-bit floats.
+        Fp32 = "fp32",
+        /// bfloat16 activations and frozen weights; what trains, LayerNorm and the losses stay in fp32.
+        Bf16 = "bf16",
+    }
+}
+
+impl Precision {
+    /// In libtorch's terms.
+    #[cfg(feature = "torch")]
+    pub fn kind(self) -> tch::Kind {
+        match self {
+            Self::Fp32 => tch::Kind::Float,
+            Self::Bf16 => tch::Kind::BFloat16,
         }
     }
 }

@@ -1,6 +1,9 @@
 //! One error type for the crate: what was read, what was wanted, what was found; apart from it, the way out.
 
-use std::error::Error as StdError;
+use std::{
+    error::Error as StdError,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// Who has to act, which decides the exit code of the binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +78,11 @@ impl Error {
     }
 }
 
+/// The error where the user asked to stop.
+pub(crate) fn interrupted(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) }
+}
+
 /// The message with line ends and other control characters escaped: what a file or its name holds is quoted in messages.
 fn one_line(message: String) -> String {
     let shown = |letter: char| match letter.is_control() {
@@ -88,6 +96,15 @@ fn one_line(message: String) -> String {
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
         Self::data(error.to_string())
+    }
+}
+
+/// The error for a name that is none of the known `names`, with the nearest as its hint. `what`: what the name is of.
+pub fn unknown_name(what: &str, name: &str, names: &[&str]) -> Error {
+    let error = Error::usage(format!("unknown {what} `{name}`, expected `{}`", names.join("`, `")));
+    match did_you_mean(name, names.iter().copied()) {
+        Some(hint) => error.hint(hint),
+        None => error,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{data::preflight::Report, eval::pairwise::Validation};
+use crate::{data::preflight::Report, statistics::pairwise::Validation};
 
 /// Something happened.
 pub enum Event<'a> {
@@ -84,7 +84,7 @@ pub struct TunedStep {
     /// Mean of the raw reward over the batch; absent where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_mean: Option<f64>,
-    /// Its standard deviation.
+    /// Standard deviation of the raw reward over the batch; absent where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward_std: Option<f64>,
     /// Euclidean norm of the gradient before clipping.

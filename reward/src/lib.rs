@@ -4,27 +4,32 @@
 //! A library of events and values: nothing here prints.
 
 pub mod clip;
+mod closed_set;
+#[cfg(feature = "torch")]
+pub mod cuda;
 pub mod data;
 pub mod device;
+pub mod engine;
 pub mod error;
-pub mod eval;
 pub mod evaluate;
 pub mod event;
+pub mod files;
 pub mod foreign;
 pub mod hub;
 pub mod json;
 #[cfg(feature = "torch")]
 pub mod loss;
-#[cfg(feature = "torch")]
-pub mod metrics;
+pub mod measures;
 #[cfg(feature = "torch")]
 pub mod native;
 #[cfg(feature = "torch")]
 pub mod optim;
 pub mod output;
+pub mod rewards;
 pub mod run;
-pub mod score;
+pub mod scoring;
 pub mod seed;
+pub mod statistics;
 pub mod text;
 pub mod threads;
 #[cfg(feature = "torch")]
@@ -32,3 +37,10 @@ pub mod train;
 pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
+#[doc(hidden)]
+pub use serde;
+
+/// The example of the README, which has to compile and run.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -47,8 +47,42 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The first line of a panic's message: how tch reports what libtorch says.
-pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+/// What libtorch reports by panicking, through tch, with the first line of its message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// No memory is left, on a GPU or a CPU.
+    OutOfMemory(String),
+    /// Anything else.
+    Libtorch(String),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::OutOfMemory(text) | Self::Libtorch(text)) = self;
+        formatter.write_str(text)
+    }
+}
+
+/// Runs `body`; a panic of libtorch becomes a value.
+///
+/// # Errors
+/// What libtorch says.
+pub fn guarded<T>(body: impl FnOnce() -> T) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+        let text = panic_text(&*panic);
+        let lower = text.to_lowercase();
+        match ["out of memory", "can't allocate memory", "not enough memory", "alloc_failed"]
+            .iter()
+            .any(|said| lower.contains(said))
+        {
+            true => Failure::OutOfMemory(text),
+            false => Failure::Libtorch(text),
+        }
+    })
+}
+
+/// The first line of a panic's message.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     text.unwrap_or("unknown failure").lines().next().unwrap_or_default().to_owned()
 }
@@ -118,7 +152,7 @@ pub fn checkpoint(x: &Tensor, parameters: &[Tensor], block: impl Fn(&Tensor) -> 
 pub struct AdamTensors<'a> {
     /// fp32 leaves, updated in place.
     pub parameters: Vec<&'a Tensor>,
-    /// Their gradients.
+    /// Gradients of the parameters.
     pub gradients: Vec<Tensor>,
     /// First moments, updated in place.
     pub means: Vec<&'a Tensor>,

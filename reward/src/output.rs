@@ -1,26 +1,13 @@
-//! Where results go: links are followed, and a place that cannot be written is found before anything is computed.
+//! Checks of where results go: a place that cannot be written is found before anything is computed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    files::{folder_of, followed},
+};
 
 const WAY_OUT: &str = "give an --output that you may write to";
-
-/// The place that `path` leads to, through a link where it is one. What is not there yet is `path` itself.
-///
-/// # Errors
-/// `path`, or a folder on the way, is a link to what does not exist.
-pub fn followed(path: &Path) -> Result<PathBuf> {
-    let is_link = |place: &Path| fs_err::symlink_metadata(place).is_ok_and(|found| found.is_symlink());
-    if let Some(link) = path.ancestors().find(|place| is_link(place) && !place.exists()) {
-        let target = fs_err::read_link(link)?;
-        return Err(Error::data(format!("{} is a link to {}, which does not exist", link.display(), target.display()))
-            .hint("make what it leads to, or remove the link"));
-    }
-    // A pipe that stdout is has no path of its own.
-    let target = if is_link(path) { fs_err::canonicalize(path).ok() } else { None };
-    Ok(target.unwrap_or_else(|| path.to_owned()))
-}
 
 /// Finds out whether a file can be written at `path`, whose folder is made where there is none. `way_out`: the hint if not.
 ///
@@ -66,11 +53,6 @@ pub fn check_new(path: &Path) -> Result<()> {
     };
     Err(Error::data(format!("{} {found}, and is not written over", path.display()))
         .hint("give another --output, or remove it"))
-}
-
-/// The folder that `path` lies in.
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes the folder and a file in it, which is removed again; or says why that cannot be.

@@ -1,11 +1,11 @@
 //! The commands of `social-reward diffusion`.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde::{Deserialize, Serialize};
 
-use super::finetune::FinetuneArgs;
+use super::{common::DiffusionCommonArgs, finetune::FinetuneArgs};
 
 #[derive(Subcommand)]
 pub(crate) enum DiffusionCommand {
@@ -110,21 +110,6 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-}
-
-/// Device, seed and threads.
-#[derive(Args, Serialize, Deserialize, Default)]
-pub(crate) struct DiffusionCommonArgs {
-    /// auto, cpu, cuda or cuda:N [default: auto]
-    #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<reward::device::DeviceName>,
-    /// Seed of the noise; of an export, of random: weights [default: 0]
-    #[arg(long, value_name = "N")]
-    #[serde(default, with = "reward::seed::optional", skip_serializing_if = "Option::is_none")]
-    pub(crate) seed: Option<u64>,
-    /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 /// Flags of `diffusion export`.

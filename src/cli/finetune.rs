@@ -3,9 +3,42 @@
 use std::path::PathBuf;
 
 use clap::{Args, builder::PossibleValuesParser};
+#[cfg(feature = "torch")]
+use diffusion::algorithm::{ALL, Method};
 use serde::Serialize;
 
-use super::diffusion::DiffusionCommonArgs;
+use super::common::DiffusionCommonArgs;
+
+/// The names of all methods, each with what it does.
+#[cfg(feature = "torch")]
+fn methods() -> PossibleValuesParser {
+    use clap::builder::PossibleValue;
+    PossibleValuesParser::new(ALL.map(|method| PossibleValue::new(method.name).help(method.title)))
+}
+
+/// Any name: the portable build does not fine-tune.
+#[cfg(not(feature = "torch"))]
+fn methods() -> clap::builder::StringValueParser {
+    clap::builder::StringValueParser::new()
+}
+
+/// What a setting is, and what each method takes where the user says nothing.
+#[cfg(feature = "torch")]
+fn published(what: &str, of: impl Fn(&Method) -> f64) -> String {
+    let defaults: Vec<String> = ALL.iter().map(|method| format!("{method} {}", of(method))).collect();
+    format!("{what} [default: as published: {}]", defaults.join(", "))
+}
+
+#[cfg(not(feature = "torch"))]
+struct Method {
+    guidance_scale: f64,
+    eta: f64,
+}
+
+#[cfg(not(feature = "torch"))]
+fn published(what: &str, _: impl Fn(&Method) -> f64) -> String {
+    what.to_owned()
+}
 
 /// Flags of `diffusion finetune`; every one but the last three is also a key of the `--config` file, with underscores.
 #[derive(Args, Serialize)]
@@ -23,8 +56,7 @@ use super::diffusion::DiffusionCommonArgs;
 --output receives lora/ (pytorch_lora_weights.safetensors for diffusers, kohya.safetensors) or model/ (a diffusers folder),
 best/, checkpoints/, samples/, metrics.jsonl, TensorBoard events and config.toml.")]
 pub(crate) struct FinetuneArgs {
-    /// Method: refl, draft-k, draft-lv, drtune, align-prop or denoising
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(["refl", "draft-k", "draft-lv", "drtune", "align-prop", "denoising"]))]
+    #[arg(long, value_name = "NAME", help = "The method", value_parser = methods())]
     algorithm: Option<String>,
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]
@@ -54,7 +86,7 @@ pub(crate) struct FinetuneArgs {
     /// Images (of denoising: rows) of each evaluation [default: 16]
     #[arg(long, value_name = "N")]
     held_out_images: Option<u32>,
-    /// Of denoising: table with columns `prompt` and `path` (.parquet, .csv, .tsv, .json, .jsonl)
+    /// For denoising: table with columns `prompt` and `path` (.parquet, .csv, .tsv, .json, .jsonl)
     #[arg(long, value_name = "FILE")]
     images: Option<PathBuf>,
     /// Folder for the run
@@ -66,11 +98,9 @@ pub(crate) struct FinetuneArgs {
     /// Sampling steps of an image [default: 50]
     #[arg(long, value_name = "N")]
     sample_steps: Option<u32>,
-    /// Classifier-free guidance; 1 is none [default: as published: 7.5; refl 1, drtune 3.5, align-prop 5]
-    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, help = published("Classifier-free guidance; 1 is none", |method| method.guidance_scale))]
     guidance_scale: Option<f64>,
-    /// Noise of DDIM's steps, 0 to 1 [default: as published: 0; refl and align-prop 1]
-    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, help = published("Noise of DDIM's steps, 0 to 1", |method| method.eta))]
     eta: Option<f64>,
     /// Takes the place of the empty prompt in guidance
     #[arg(long, value_name = "TEXT")]
@@ -111,7 +141,7 @@ pub(crate) struct FinetuneArgs {
     /// Rank of new adapters [default: 8]
     #[arg(long, value_name = "N")]
     lora_rank: Option<u32>,
-    /// Their alpha [default: the rank]
+    /// Alpha of new adapters [default: the rank]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     lora_alpha: Option<f64>,
     /// Ends of the names of layers that get one [default: to_q to_k to_v to_out.0]
@@ -123,7 +153,7 @@ pub(crate) struct FinetuneArgs {
     /// Steps that train [default: draft-k 1, drtune 3]
     #[arg(long, value_name = "K")]
     truncation_steps: Option<u32>,
-    /// Of draft-lv: noised copies of each image [default: 2]
+    /// For draft-lv: noised copies of each image [default: 2]
     #[arg(long, value_name = "N")]
     copies: Option<u32>,
     /// Gradients flow through the unconditional pass [default: as published: all but drtune]
@@ -135,7 +165,7 @@ pub(crate) struct FinetuneArgs {
     /// Loss of a reward r: -r, or relu(margin - r) [default: negative]
     #[arg(long, value_parser = PossibleValuesParser::new(["negative", "relu"]))]
     shaping: Option<String>,
-    /// Of the relu [default: 2]
+    /// Margin of the relu [default: 2]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     margin: Option<f64>,
     /// Factor on the reward's part of the loss [default: 1]
@@ -147,16 +177,16 @@ pub(crate) struct FinetuneArgs {
     /// Noise on the reward's weights, as a share of each tensor's deviation [default: 0]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     weight_noise: Option<f64>,
-    /// Of denoising: γ of min-SNR weighting [default: none]
+    /// For denoising: γ of min-SNR weighting [default: none]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     snr_gamma: Option<f64>,
-    /// Of denoising: steps that train the VAE first [default: 0]
+    /// For denoising: steps that train the VAE first [default: 0]
     #[arg(long, value_name = "N")]
     vae_steps: Option<u32>,
     /// Learning rate of those [default: 1e-3]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     vae_learning_rate: Option<f64>,
-    /// Of denoising: share of images whose prompt is left out [default: 0.1]
+    /// For denoising: share of images whose prompt is left out [default: 0.1]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     prompt_dropout: Option<f64>,
     /// Decay of a running mean of what trains, which is evaluated and saved [default: none]

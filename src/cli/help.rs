@@ -120,4 +120,68 @@ mod tests {
             assert!(help.contains(name.as_str()), "{}", name.as_str());
         }
     }
+
+    /// Each printed list of values is the type's, and each printed default is the settings'.
+    #[cfg(feature = "torch")]
+    #[test]
+    fn help_says_what_the_code_does() {
+        use diffusion::{
+            finetune::{Checkpointing, FinetuneConfig, RewardScale, Train},
+            generate::GenerateConfig,
+            objective::Shaping,
+            schedule::SamplerName,
+        };
+        use reward::{device::Precision, loss::LossName, optim::Schedule, train::config::TrainConfig};
+        let root = Cli::command();
+        let command = |path: &[&str]| {
+            path.iter().fold(root.clone(), |command, name| command.find_subcommand(name).unwrap().clone())
+        };
+        let values = |path: &[&str], flag: &str| -> Vec<String> {
+            let command = command(path);
+            let argument = command.get_arguments().find(|argument| argument.get_long() == Some(flag)).unwrap();
+            argument.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect()
+        };
+        let (train, finetune, generate) = (["reward", "train"], ["diffusion", "finetune"], ["diffusion", "generate"]);
+        assert_eq!(values(&train, "loss-name"), LossName::NAMES);
+        assert_eq!(values(&train, "schedule"), Schedule::NAMES);
+        assert_eq!(values(&train, "precision"), Precision::NAMES);
+        assert_eq!(values(&finetune, "algorithm"), diffusion::algorithm::ALL.map(|method| method.name));
+        assert_eq!(values(&finetune, "reward-scale"), RewardScale::NAMES);
+        assert_eq!(values(&finetune, "schedule"), Schedule::NAMES);
+        assert_eq!(values(&finetune, "train"), Train::NAMES);
+        assert_eq!(values(&finetune, "shaping"), Shaping::NAMES);
+        assert_eq!(values(&finetune, "gradient-checkpointing"), Checkpointing::NAMES);
+        assert_eq!(values(&finetune, "precision"), Precision::NAMES);
+        assert_eq!(values(&generate, "scheduler"), SamplerName::NAMES);
+        assert_eq!(values(&generate, "precision"), Precision::NAMES);
+        let mut compared = 0;
+        for (path, defaults) in [
+            (train, serde_json::to_value(TrainConfig::default()).unwrap()),
+            (finetune, serde_json::to_value(FinetuneConfig::default()).unwrap()),
+            (generate, serde_json::to_value(GenerateConfig::default()).unwrap()),
+        ] {
+            for argument in command(&path).get_arguments() {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                let said = help.split_once("[default: ").and_then(|(_, rest)| rest.split_once(']'));
+                let key = argument.get_id().as_str();
+                let (Some((said, _)), Some(default)) = (said, defaults.get(key)) else { continue };
+                // What a value means may follow it.
+                let value = said.split([',', ';']).next().unwrap_or(said);
+                let same = match default {
+                    serde_json::Value::Number(number) => value.parse().ok() == number.as_f64(),
+                    serde_json::Value::String(text) => text == value,
+                    serde_json::Value::Bool(set) => value == if *set { "true" } else { "false" },
+                    serde_json::Value::Array(all) => {
+                        let said: Vec<&str> = said.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+                        all.iter().filter_map(serde_json::Value::as_str).eq(said)
+                    }
+                    // What the code finds out is told in words.
+                    _ => continue,
+                };
+                assert!(same, "{path:?} --{key}: help says {said}, the code {default}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 40, "{compared}");
+    }
 }

@@ -1,5 +1,6 @@
 //! The command line as it is typed. Flags are kebab-case and also accept the seed's underscores.
 
+mod common;
 mod diffusion;
 mod evaluate;
 mod finetune;
@@ -11,12 +12,11 @@ use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
+pub(crate) use common::{CommonArgs, ImageArgs};
 pub(crate) use diffusion::{DiffusionCommand, DiffusionExportArgs, GenerateArgs, VerifyArgs};
 pub(crate) use evaluate::EvaluateArgs;
 pub(crate) use finetune::FinetuneArgs;
-pub(crate) use reward::{
-    CommonArgs, ExportArgs, ExportFormat, ImageArgs, RewardCommand, ScoreArgs, TrainArgs, ValidateArgs,
-};
+pub(crate) use reward::{ExportArgs, ExportFormat, RewardCommand, ScoreArgs, TrainArgs, ValidateArgs};
 
 /// Train the Social Reward CLIP on triplets, tune Stable Diffusion against it, and judge the images that come out.
 #[derive(Parser)]

@@ -11,7 +11,7 @@ use crate::cli::DoctorArgs;
 /// What this machine and this build have. `--json` prints it as it is.
 #[derive(Debug, Serialize)]
 pub(crate) struct Doctor {
-    /// Of this program.
+    /// Version of this program.
     pub(crate) version: &'static str,
     /// `release`, or `debug` (several times slower outside libtorch).
     pub(crate) build: &'static str,
@@ -58,7 +58,7 @@ pub(crate) struct Cpu {
 /// The main memory, in bytes.
 #[derive(Debug, Serialize)]
 pub(crate) struct Memory {
-    /// Of the machine.
+    /// Memory of the machine.
     pub(crate) total_bytes: Option<u64>,
     /// Free, or freed at need.
     pub(crate) available_bytes: Option<u64>,
@@ -112,7 +112,7 @@ fn report() -> Doctor {
 
 #[cfg(feature = "torch")]
 fn libtorch(missing: &mut Vec<Missing>) -> Option<Libtorch> {
-    use crate::cuda::{self, CudaHalf};
+    use reward::cuda::{self, CudaHalf};
 
     let cuda_devices = cuda::device_count();
     let cuda = match cuda::prepare() {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use reward::{
     Error,
     data::{image::DecodeOptions, image_sets::ImageSets, loader, preflight::OnBadImage},
-    eval::comparison::Comparison,
+    engine::EmbedOptions,
     evaluate::{
         Column, Evaluation, Options, evaluate,
         metric::MetricName,
@@ -14,7 +14,7 @@ use reward::{
         summary::{MetricSummary, Slice, Summary, agreement, per_prompt},
     },
     output,
-    score::EmbedOptions,
+    statistics::comparison::Comparison,
     weights::OpenOptions,
 };
 

@@ -19,7 +19,7 @@ use reward::{
     },
     data::{image::DecodeOptions, loader, preflight::OnBadImage},
     device::DeviceName,
-    score::EmbedOptions,
+    engine::EmbedOptions,
     weights::OpenOptions,
 };
 
@@ -37,15 +37,10 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// The device to compute on; opens libtorch's CUDA half where it may be needed. On a CPU, `threads` compute.
+/// The device to compute on. On a CPU, `threads` compute.
 pub(crate) fn device(name: Option<DeviceName>, threads: Option<NonZeroUsize>) -> DeviceName {
     reward::threads::ask(threads);
-    let name = name.unwrap_or(DeviceName::Auto);
-    #[cfg(feature = "torch")]
-    if name != DeviceName::Cpu {
-        crate::cuda::prepare();
-    }
-    name
+    name.unwrap_or(DeviceName::Auto)
 }
 
 /// The activation of a flag or of a config's key.

@@ -12,9 +12,9 @@ use reward::{
         source::ImageSource,
     },
     device::DeviceName,
+    engine::{EmbedOptions, engine},
     output,
-    score::{
-        EmbedOptions, engine,
+    scoring::{
         first_look::look,
         parts::{Model, Parts},
         rows::Rows,

@@ -8,9 +8,9 @@ use crate::cli::TrainArgs;
 
 #[cfg(feature = "torch")]
 pub(crate) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
-    use reward::train::{
-        config::TrainConfig,
-        fit::{Ended, train},
+    use reward::{
+        run::Ended,
+        train::{config::TrainConfig, fit::train},
     };
 
     use crate::{commands, failure, progress::Progress, settings::layered, signals};
@@ -19,7 +19,7 @@ pub(crate) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
     config.check()?;
     // A link that leads nowhere is named before anything is read.
     if let Some(folder) = &config.save_folder {
-        reward::output::followed(folder)?;
+        reward::files::followed(folder)?;
     }
     commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());

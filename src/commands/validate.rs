@@ -7,8 +7,8 @@ use reward::{
     Error,
     clip::tokenizer::{Tokenizer, Tokens},
     data::triplets::{ReadOptions, Triplets},
-    eval::pairwise::Validation,
-    score::{embed, engine},
+    engine::{embed, engine},
+    statistics::pairwise::Validation,
     weights::Checkpoint,
 };
 

@@ -16,17 +16,15 @@ use std::{
 use anyhow::Result;
 use diffusion::{
     export::untrained,
-    finetune::{self, FinetuneConfig, finetune},
+    finetune::{FinetuneConfig, finetune},
     generate::{self, GenerateConfig, generate},
     lora::LoraSpec,
 };
 use reward::{
     Error, ErrorKind,
-    score::spec::RewardSpec,
-    train::{
-        config::TrainConfig,
-        fit::{self, train},
-    },
+    rewards::spec::RewardSpec,
+    run::Ended,
+    train::{config::TrainConfig, fit::train},
 };
 use serde::de::DeserializeOwned;
 
@@ -131,7 +129,7 @@ impl Demo<'_> {
             ..read(config)?
         };
         match train(&config, false, self.progress, &self.stop)? {
-            fit::Ended::Interrupted { .. } => Err(Error::interrupted().into()),
+            Ended::Interrupted { .. } => Err(Error::interrupted().into()),
             _ => Ok(folder),
         }
     }
@@ -169,8 +167,8 @@ impl Demo<'_> {
             *steps = (*steps * self.arguments.triplets).div_ceil(TRIPLETS);
         }
         match finetune(&config, false, self.progress, &self.stop)? {
-            finetune::Ended::Finished(path) => Ok(path),
-            finetune::Ended::Interrupted { .. } => Err(Error::interrupted().into()),
+            Ended::Finished(path) => Ok(path),
+            Ended::Interrupted { .. } => Err(Error::interrupted().into()),
         }
     }
 

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use reward::{
     Error,
     data::image_set::ImageSet,
-    eval::{
-        comparison::{Comparison, Pair, compare, mean},
+    statistics::{
+        comparison::{Comparison, Pair, compare},
         intervals::{Interval, bootstrap_by_prompt, bootstrap_mean_by_prompt},
+        mean,
     },
 };
 

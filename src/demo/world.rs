@@ -29,7 +29,7 @@ words! {
     Shape { Ring "ring", Square "square", Triangle "triangle", Cross "cross" }
 }
 words! {
-    /// Its colour: six saturated ones, at least an eighth of the colour wheel apart, none of them a ground.
+    /// The colour of a shape: six saturated ones, at least an eighth of the colour wheel apart, none of them a ground.
     Colour { Red "red", Yellow "yellow", Green "green", Cyan "cyan", Blue "blue", Purple "purple" }
 }
 words! {

@@ -19,7 +19,7 @@ use super::world::{Background, Colour, Request, Scene, Shape, popularity, render
 
 /// Side of the pictures in pixels.
 pub(crate) const SIDE: u32 = 32;
-/// Of a user's taste: they prefer `a` to `b` with probability σ((popularity(a) - popularity(b)) / TEMPERATURE).
+/// Temperature of a user's taste: they prefer `a` to `b` with probability σ((popularity(a) - popularity(b)) / TEMPERATURE).
 const TEMPERATURE: f64 = 0.5;
 /// How often a picture follows one point of its request, as by a text-to-image model of middling quality.
 const OBEDIENCE: f64 = 0.6;

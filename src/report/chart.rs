@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use reward::eval::comparison::Comparison;
+use reward::statistics::comparison::Comparison;
 
 use super::picture::escaped;
 

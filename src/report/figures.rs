@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use reward::{
-    eval::comparison::Comparison,
     evaluate::{
         Evaluation,
         summary::{MetricSummary, Slice, Summary},
     },
+    statistics::comparison::Comparison,
 };
 
 use super::{

@@ -10,13 +10,13 @@ use std::{fmt::Write, io::Read, path::Path};
 
 use anyhow::Result;
 use reward::{
-    eval::comparison::Comparison,
     evaluate::{
         Evaluation,
         summary::{agreement, per_prompt},
     },
+    files::replace_file,
     output,
-    weights::save::replace_file,
+    statistics::comparison::Comparison,
 };
 
 use self::{

@@ -11,13 +11,26 @@
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::Algorithm;
+use super::{Backprop, Data, Method, RewardUse};
 use crate::policy::{End, Plan};
+
+/// The method as users name it.
+pub(super) const METHOD: Method = Method {
+    name: "align-prop",
+    title: "all steps from a random one on train",
+    reward: RewardUse::Gradient,
+    data: Data::Prompts,
+    guidance_scale: 5.0,
+    eta: 1.0,
+    negative_branch_gradient: true,
+    reads: &[],
+    build: |_| Box::new(AlignProp),
+};
 
 /// All steps from a random one on train.
 pub struct AlignProp;
 
-impl Algorithm for AlignProp {
+impl Backprop for AlignProp {
     fn plan(&self, steps: usize, random: &mut ChaCha8Rng) -> Plan {
         let scale = steps as f64 / 50.0;
         let mut draw = || -> f64 {
@@ -37,15 +50,16 @@ impl Algorithm for AlignProp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::stream;
+    use crate::noise::{Stream, stream};
 
     #[test]
     fn truncation_is_near_42_of_50() {
-        let cuts: Vec<usize> = (0..400).map(|seed| AlignProp.plan(50, &mut stream(seed, "plan")).cut).collect();
+        let cuts: Vec<usize> =
+            (0..400).map(|seed| AlignProp.plan(50, &mut stream(seed, Stream::Plan(0))).cut).collect();
         let mean = cuts.iter().sum::<usize>() as f64 / 400.0;
         // The part of the normal above 50 is cut off, and whole steps are half a step below.
         assert!((mean - 41.0).abs() < 1.0, "{mean}");
         assert!(cuts.iter().all(|cut| *cut < 50));
-        assert_eq!(AlignProp.plan(1, &mut stream(0, "plan")).trained, [0]);
+        assert_eq!(AlignProp.plan(1, &mut stream(0, Stream::Plan(0))).trained, [0]);
     }
 }

@@ -2,18 +2,104 @@
 //! the mean squared error of the prediction for an image noised to a random level. It trains a small model from scratch, and
 //! is the pre-training term of ReFL's paper.
 
+use std::ops::Range;
+
+use rand::RngExt;
 use tch::{Kind, Tensor};
 
+use super::{Algorithm, Data, Graph, Method, RewardUse, Round, Scene, Settings};
 use crate::{
+    Result,
+    noise::{self, Stream},
+    objective::Loss,
     schedule::{NoiseSchedule, PredictionType},
     unet::Unet,
 };
+
+/// The method as users name it.
+pub(super) const METHOD: Method = Method {
+    name: "denoising",
+    title: "no reward: the supervised loss on pictures",
+    reward: RewardUse::None,
+    data: Data::Pictures,
+    guidance_scale: 7.5,
+    eta: 0.0,
+    negative_branch_gradient: true,
+    reads: &["images", "vae_steps", "snr_gamma", "prompt_dropout"],
+    build: |settings| Box::new(Denoising { snr_gamma: settings.snr_gamma, prompt_dropout: settings.prompt_dropout }),
+};
+
+/// Pictures, noised to a random level, are predicted.
+pub struct Denoising {
+    /// γ of min-SNR weighting, if it is asked for.
+    pub snr_gamma: Option<f64>,
+    /// Share of pictures whose prompt is left out, so that guidance works.
+    pub prompt_dropout: f64,
+}
+
+impl Algorithm for Denoising {
+    fn graph(&self, _: &Settings) -> Graph {
+        Graph { predictions: 1, decoded: 0 }
+    }
+
+    fn round<'a>(&'a mut self, scene: &'a Scene<'a>, _: usize) -> Result<Box<dyn Round + 'a>> {
+        Ok(Box::new(Pass { method: self, scene }))
+    }
+
+    /// Each row of `scene` at noise and noise levels that are always the same, with its prompt.
+    fn watched_loss(&self, scene: &Scene) -> Result<Option<f64>> {
+        let whole = Self { prompt_dropout: 0.0, ..*self };
+        let pass = Pass { method: &whole, scene };
+        let one = |row: usize| Ok(tch::no_grad(|| pass.loss(0, row..row + 1))?.loss.double_value(&[]));
+        let losses = (0..scene.items.len()).map(one).collect::<Result<Vec<f64>>>()?;
+        Ok((!losses.is_empty()).then(|| reward::statistics::mean(&losses)))
+    }
+}
+
+/// One pass over the pictures of a scene.
+struct Pass<'a> {
+    method: &'a Denoising,
+    scene: &'a Scene<'a>,
+}
+
+impl Round for Pass<'_> {
+    fn loss(&self, _: usize, images: Range<usize>) -> Result<Loss> {
+        let Scene { policy, objective, pictures, embeddings, .. } = self.scene;
+        let (rows, seeds) = (&self.scene.items[images.clone()], &self.scene.seeds[images]);
+        let (vae, device) = (objective.vae, policy.negative.device());
+        let (latents, noise) = tch::no_grad(|| -> Result<_> {
+            let (mean, log_variance) = vae.encode(&pictures.pixels(rows, device)?);
+            let shape = [mean.size()[1], mean.size()[2], mean.size()[3]];
+            let draw = |stream| noise::named(seeds, stream, shape).to_device(device);
+            let latents = (mean + (log_variance * 0.5).exp() * draw(Stream::Posterior)) * vae.config.scaling_factor;
+            // A frozen VAE computes channels last and hands that on, a UNet whose weights train does not: its GroupNorms
+            // would take several times as long.
+            Ok((latents.contiguous(), draw(Stream::Noise)))
+        })?;
+        let steps = policy.schedule.alphas_cumprod().len() as i64;
+        let level = |seed: &u64| noise::stream(*seed, Stream::Timestep).random_range(0..steps);
+        let timesteps: Vec<i64> = seeds.iter().map(level).collect();
+        let prompt = |(row, seed): (&usize, &u64)| {
+            let left_out = noise::stream(*seed, Stream::Dropout).random::<f64>() < self.method.prompt_dropout;
+            if left_out { String::new() } else { pictures.prompt(*row).to_owned() }
+        };
+        let prompts: Vec<String> = rows.iter().zip(seeds).map(prompt).collect();
+        let noised = Noised {
+            latents: &latents,
+            noise: &noise,
+            timesteps: &Tensor::from_slice(&timesteps).to_device(device),
+            context: &embeddings.of(&prompts),
+        };
+        let losses = losses(policy.unet, &policy.schedule, policy.prediction, &noised, self.method.snr_gamma);
+        Ok(Loss { loss: losses.mean(Kind::Float), rewards: Vec::new() })
+    }
+}
 
 /// What the loss is taken over.
 pub struct Noised<'a> {
     /// Clean latents times the VAE's scaling factor, `[B, C, h, w]`.
     pub latents: &'a Tensor,
-    /// Of unit variance, the same shape.
+    /// Noise of unit variance, the same shape.
     pub noise: &'a Tensor,
     /// Training steps, `[B]` int64.
     pub timesteps: &'a Tensor,

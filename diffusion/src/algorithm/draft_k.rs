@@ -6,8 +6,21 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::Algorithm;
+use super::{Backprop, Data, Method, RewardUse};
 use crate::policy::{End, Plan};
+
+/// The method as users name it.
+pub(super) const METHOD: Method = Method {
+    name: "draft-k",
+    title: "the last K sampling steps train",
+    reward: RewardUse::Gradient,
+    data: Data::Prompts,
+    guidance_scale: 7.5,
+    eta: 0.0,
+    negative_branch_gradient: true,
+    reads: &["truncation_steps"],
+    build: |settings| Box::new(DraftK { k: settings.truncation_steps.unwrap_or(1) }),
+};
 
 /// The last `k` of the sampling steps train; `k` = steps is the whole gradient.
 pub struct DraftK {
@@ -15,7 +28,7 @@ pub struct DraftK {
     pub k: usize,
 }
 
-impl Algorithm for DraftK {
+impl Backprop for DraftK {
     fn plan(&self, steps: usize, _: &mut ChaCha8Rng) -> Plan {
         let cut = steps.saturating_sub(self.k);
         Plan { cut, stop: steps, trained: (cut..steps).collect(), detach_inputs: false, end: End::Latents }

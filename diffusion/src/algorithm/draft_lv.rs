@@ -7,8 +7,24 @@
 use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
-use super::{Algorithm, DraftK};
-use crate::policy::{Batch, Plan, Policy, Unrolled};
+use super::{Backprop, Data, DraftK, Method, RewardUse};
+use crate::{
+    noise::Stream,
+    policy::{Batch, Plan, Policy, Unrolled},
+};
+
+/// The method as users name it.
+pub(super) const METHOD: Method = Method {
+    name: "draft-lv",
+    title: "the last step trains, on an image and noisy copies of it",
+    reward: RewardUse::Gradient,
+    data: Data::Prompts,
+    guidance_scale: 7.5,
+    eta: 0.0,
+    negative_branch_gradient: true,
+    reads: &["copies"],
+    build: |settings| Box::new(DraftLv { copies: settings.copies }),
+};
 
 /// The last step trains, on 1 + `copies` noisy versions of the image.
 pub struct DraftLv {
@@ -16,9 +32,13 @@ pub struct DraftLv {
     pub copies: usize,
 }
 
-impl Algorithm for DraftLv {
+impl Backprop for DraftLv {
     fn plan(&self, steps: usize, random: &mut ChaCha8Rng) -> Plan {
         DraftK { k: 1 }.plan(steps, random)
+    }
+
+    fn copies(&self) -> usize {
+        self.copies + 1
     }
 
     fn images(&self, policy: &Policy, start: &Tensor, plan: &Plan, batch: &Batch, anchored: bool) -> Unrolled {
@@ -26,7 +46,7 @@ impl Algorithm for DraftLv {
         let image = all.latents[0].detach();
         let level = policy.level(plan.cut);
         for copy in 0..self.copies {
-            let noisy = level.add_noise(&image, &batch.noise(&format!("renoise/{copy}")));
+            let noisy = level.add_noise(&image, &batch.noise(Stream::Renoise(copy)));
             let more = policy.unroll(&noisy, plan, batch, anchored);
             all.latents.extend(more.latents);
             all.anchor = all.anchor.zip(more.anchor).map(|(sum, more)| sum + more);

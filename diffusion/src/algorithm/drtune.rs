@@ -10,8 +10,21 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::Algorithm;
+use super::{Backprop, Data, Method, RewardUse};
 use crate::policy::{End, Plan};
+
+/// The method as users name it.
+pub(super) const METHOD: Method = Method {
+    name: "drtune",
+    title: "K steps train, the UNet's input detached",
+    reward: RewardUse::Gradient,
+    data: Data::Prompts,
+    guidance_scale: 3.5,
+    eta: 0.0,
+    negative_branch_gradient: false,
+    reads: &["truncation_steps"],
+    build: |settings| Box::new(DrTune { k: settings.truncation_steps.unwrap_or(3).min(settings.sample_steps) }),
+};
 
 /// `k` equally spaced steps train.
 pub struct DrTune {
@@ -19,7 +32,7 @@ pub struct DrTune {
     pub k: usize,
 }
 
-impl Algorithm for DrTune {
+impl Backprop for DrTune {
     /// stop = T − U{1..round(0.4 T)}, stride = stop / K, start = U{0..stop − (K − 1) · stride − 1}.
     fn plan(&self, steps: usize, random: &mut ChaCha8Rng) -> Plan {
         let most = ((0.4 * steps as f64).round() as usize).max(1);
@@ -35,13 +48,13 @@ impl Algorithm for DrTune {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::stream;
+    use crate::noise::{Stream, stream};
 
     #[test]
     fn plans_stay_in_range_and_reach_every_step() {
         let mut reached = [false; 20];
         for step in 0..500 {
-            let plan = DrTune { k: 3 }.plan(20, &mut stream(step, "plan"));
+            let plan = DrTune { k: 3 }.plan(20, &mut stream(step, Stream::Plan(0)));
             assert!((12..=19).contains(&plan.stop), "{plan:?}");
             assert_eq!(plan.trained.len(), 3);
             assert_eq!(plan.trained[2] - plan.trained[1], plan.stop.div_euclid(3));
@@ -50,6 +63,6 @@ mod tests {
         }
         assert!(reached[..19].iter().all(|reached| *reached) && !reached[19], "{reached:?}");
         // One sampling step, and a K beyond the steps there are.
-        assert_eq!(DrTune { k: 3 }.plan(2, &mut stream(0, "plan")).trained, [0]);
+        assert_eq!(DrTune { k: 3 }.plan(2, &mut stream(0, Stream::Plan(0))).trained, [0]);
     }
 }

@@ -1,109 +1,182 @@
-//! The ways to fine-tune against a differentiable reward, one file each. All of them sample by DDIM and differ in which steps
-//! train and where the image comes from; [`Objective`] turns images into a loss.
+//! The ways to fine-tune, one file each. A method declares itself as a [`Method`], listed in [`ALL`], and makes [`Round`]s: what a
+//! roll-out gives to one or more optimizer steps. The loop owns backward passes, clipping, the optimizer, memory and disk.
 
 mod align_prop;
+pub mod backprop;
 pub mod denoising;
 mod draft_k;
 mod draft_lv;
 mod drtune;
-mod objective;
 mod refl;
+mod scene;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, ops::Range, str::FromStr};
 
-use rand_chacha::ChaCha8Rng;
+use reward::error::unknown_name;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tch::Tensor;
 
-use crate::{
-    Error, Result,
-    policy::{Batch, Plan, Policy, Unrolled},
-};
+use crate::{Error, Result, objective::Loss};
 
 pub use align_prop::AlignProp;
+pub use backprop::Backprop;
+pub use denoising::Denoising;
 pub use draft_k::DraftK;
 pub use draft_lv::DraftLv;
 pub use drtune::DrTune;
-pub(crate) use objective::numbers;
-pub use objective::{Loss, Objective, Scale, Shaping, Weighted};
 pub use refl::Refl;
+pub use scene::Scene;
 
-/// A method that follows the gradient of the reward.
+/// Every method, in the order in which users see them.
+pub const ALL: [&Method; 6] =
+    [&refl::METHOD, &draft_k::METHOD, &draft_lv::METHOD, &drtune::METHOD, &align_prop::METHOD, &denoising::METHOD];
+
+/// A method as settings, checks and help know it.
+#[derive(Debug)]
+pub struct Method {
+    /// The name in a config and on the command line.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub title: &'static str,
+    /// What it wants of rewards.
+    pub reward: RewardUse,
+    /// What it trains on.
+    pub data: Data,
+    /// Classifier-free guidance, if the user says nothing.
+    pub guidance_scale: f64,
+    /// DDIM's noise, 0 to 1, if the user says nothing.
+    pub eta: f64,
+    /// Whether gradients flow through the unconditional pass, if the user says nothing.
+    pub negative_branch_gradient: bool,
+    /// Settings that this method reads and most others do not.
+    pub reads: &'static [&'static str],
+    /// Makes it.
+    pub build: fn(&Settings) -> Box<dyn Algorithm>,
+}
+
+/// What a method wants of rewards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RewardUse {
+    /// Nothing: they only watch.
+    None,
+    /// The gradient of rewards with respect to pixels.
+    Gradient,
+}
+
+/// What a method trains on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    /// Prompts, whose images the model makes.
+    Prompts,
+    /// Pictures with prompts.
+    Pictures,
+}
+
+/// The hyper-parameters of all methods.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Sampling steps of an image.
+    pub sample_steps: usize,
+    /// K of the methods that truncate the gradient to K steps, if the user says it.
+    pub truncation_steps: Option<usize>,
+    /// Copies of an image that are noised again.
+    pub copies: usize,
+    /// γ of min-SNR weighting, if it is asked for.
+    pub snr_gamma: Option<f64>,
+    /// Share of pictures whose prompt is left out.
+    pub prompt_dropout: f64,
+}
+
+/// The size of a method's graph for one image, by which memory is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Graph {
+    /// Predictions of the UNet that keep activations.
+    pub predictions: usize,
+    /// Images that are decoded and scored with a graph; 0 where the loss is of latents.
+    pub decoded: usize,
+}
+
+/// A way to fine-tune.
 pub trait Algorithm {
-    /// Which of `steps` sampling steps run and train in one optimizer step; `random` is this step's own stream.
-    fn plan(&self, steps: usize, random: &mut ChaCha8Rng) -> Plan;
+    /// The size of the graph for one image.
+    fn graph(&self, settings: &Settings) -> Graph;
 
-    /// The latents that training starts from, without a graph.
-    fn rollout(&self, policy: &Policy, plan: &Plan, batch: &Batch) -> Tensor {
-        policy.roll(&batch.noise("latents"), 0..plan.cut, batch)
-    }
-
-    /// The latents of images with a graph, from what [`Algorithm::rollout`] gave. `anchored`: also the distance to the base.
-    fn images(&self, policy: &Policy, start: &Tensor, plan: &Plan, batch: &Batch, anchored: bool) -> Unrolled {
-        policy.unroll(start, plan, batch, anchored)
-    }
-
-    /// The mean loss over a micro-batch, from what [`Algorithm::rollout`] gave.
+    /// Rolls out: makes what round `number` (from 1) trains on, without a graph. A later loss that runs out of memory does not
+    /// repeat it.
     ///
     /// # Errors
-    /// A reward fails.
-    fn loss(&self, policy: &Policy, start: &Tensor, plan: &Plan, batch: &Batch, objective: &Objective) -> Result<Loss> {
-        let unrolled = self.images(policy, start, plan, batch, objective.anchor > 0.0);
-        objective.loss(&unrolled, batch)
+    /// Data cannot be read, or a model fails.
+    fn round<'a>(&'a mut self, scene: &'a Scene<'a>, number: usize) -> Result<Box<dyn Round + 'a>>;
+
+    /// A loss on `scene` that is watched and never trained on; nothing where the method has none.
+    ///
+    /// # Errors
+    /// As [`Self::round`].
+    fn watched_loss(&self, _scene: &Scene) -> Result<Option<f64>> {
+        Ok(None)
+    }
+
+    /// What the method remembers from round to round, by name, for checkpoints.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+
+    /// Sets what [`Self::state`] gave, which `read` gives back by name and shape.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    fn set_state(&mut self, _read: &dyn Fn(&str, &[i64]) -> Result<Tensor>) -> Result<()> {
+        Ok(())
     }
 }
 
-/// The methods by the names they have in a config.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AlgorithmName {
-    /// `refl`.
-    Refl,
-    /// `draft-k`.
-    DraftK,
-    /// `draft-lv`.
-    DraftLv,
-    /// `drtune`.
-    DrTune,
-    /// `align-prop`.
-    AlignProp,
-    /// `denoising`: no reward, but the supervised loss.
-    Denoising,
+/// What one roll-out is used for: optimizer steps over its images.
+pub trait Round {
+    /// Optimizer steps.
+    fn updates(&self) -> usize {
+        1
+    }
+
+    /// The mean loss over some images in update `update`, with a graph.
+    ///
+    /// # Errors
+    /// Data cannot be read, or a reward fails.
+    fn loss(&self, update: usize, images: Range<usize>) -> Result<Loss>;
 }
 
-impl AlgorithmName {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Refl, Self::DraftK, Self::DraftLv, Self::DrTune, Self::AlignProp, Self::Denoising];
-
-    /// Its name in a config.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Refl => "refl",
-            Self::DraftK => "draft-k",
-            Self::DraftLv => "draft-lv",
-            Self::DrTune => "drtune",
-            Self::AlignProp => "align-prop",
-            Self::Denoising => "denoising",
-        }
+impl PartialEq for Method {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
     }
 }
 
-impl fmt::Display for AlgorithmName {
+impl fmt::Display for Method {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name())
+        formatter.write_str(self.name)
     }
 }
 
-impl FromStr for AlgorithmName {
+/// A method by its name.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MethodName(pub &'static Method);
+
+impl FromStr for MethodName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|algorithm| algorithm.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name);
-            let error = Error::usage(format!("unknown algorithm `{text}`, want one of {}", names.join(", ")));
-            match reward::error::did_you_mean(text, names) {
-                Some(hint) => error.hint(hint),
-                None => error,
-            }
-        })
+        let known = ALL.into_iter().find(|method| method.name == text).map(Self);
+        known.ok_or_else(|| unknown_name("algorithm", text, &ALL.map(|method| method.name)))
+    }
+}
+
+impl Serialize for MethodName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.name.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for MethodName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }

@@ -9,13 +9,26 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::Algorithm;
+use super::{Backprop, Data, Method, RewardUse};
 use crate::policy::{End, Plan};
+
+/// The method as users name it.
+pub(super) const METHOD: Method = Method {
+    name: "refl",
+    title: "one late step trains, its predicted image is scored",
+    reward: RewardUse::Gradient,
+    data: Data::Prompts,
+    guidance_scale: 1.0,
+    eta: 1.0,
+    negative_branch_gradient: true,
+    reads: &[],
+    build: |_| Box::new(Refl),
+};
 
 /// One of the last quarter of the steps trains.
 pub struct Refl;
 
-impl Algorithm for Refl {
+impl Backprop for Refl {
     fn plan(&self, steps: usize, random: &mut ChaCha8Rng) -> Plan {
         let first = ((0.75 * steps as f64).round() as usize).min(steps.saturating_sub(1));
         let step = random.random_range(first..steps.max(1));
@@ -28,12 +41,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::noise::stream;
+    use crate::noise::{Stream, stream};
 
     #[test]
     fn of_40_steps_30_to_39_train() {
-        let steps: BTreeSet<usize> = (0..300).map(|seed| Refl.plan(40, &mut stream(seed, "plan")).cut).collect();
+        let steps: BTreeSet<usize> =
+            (0..300).map(|seed| Refl.plan(40, &mut stream(seed, Stream::Plan(0))).cut).collect();
         assert_eq!(steps, (30..40).collect());
-        assert_eq!(Refl.plan(1, &mut stream(0, "plan")).trained, [0]);
+        assert_eq!(Refl.plan(1, &mut stream(0, Stream::Plan(0))).trained, [0]);
     }
 }

@@ -1,7 +1,10 @@
 //! What is wrong with settings before any file is read.
 
 use super::config::{FinetuneConfig, Train};
-use crate::{Error, Result, algorithm::AlgorithmName};
+use crate::{
+    Error, Result,
+    algorithm::{self, Method},
+};
 
 /// Far more steps or images than a run has, and few enough to plan for in memory.
 const MOST: usize = 100_000_000;
@@ -18,8 +21,8 @@ impl FinetuneConfig {
             let flag = name.replace('_', "-");
             Error::usage(format!("--{flag} is missing: {what}")).hint(format!("or `{name} = …` in the --config file"))
         };
-        let names = AlgorithmName::ALL.map(AlgorithmName::name).join(", ");
-        let algorithm = self.algorithm.ok_or_else(|| missing("algorithm", &names))?;
+        let names = algorithm::ALL.map(|method| method.name).join(", ");
+        let method = self.method().ok_or_else(|| missing("algorithm", &names))?;
         if self.model.is_none() {
             return Err(missing("model", "a diffusers folder, a single file, a hub id or random:sd-tiny"));
         }
@@ -38,22 +41,21 @@ impl FinetuneConfig {
             (None, Some(_)) => return Err(Error::usage("clip is set: only the reward `aesthetic` stands on it")),
             _ => {}
         }
-        if algorithm == AlgorithmName::Denoising {
+        if self.on_pictures() {
             if self.images.is_none() {
                 return Err(missing("images", "a table of images and prompts"));
             }
-            if !self.reward.is_empty() && self.held_out_prompts.is_none() {
-                return Err(missing("held_out_prompts", "with denoising, rewards only watch held-out prompts"));
-            }
-        } else {
+        } else if self.prompts.is_none() {
+            return Err(missing("prompts", "a file of prompts to train on"));
+        }
+        if self.rewarded() {
             if self.reward.is_empty() {
                 return Err(missing("reward", "the model whose score is to rise: [NAME=]PATH[@WEIGHT]"));
             }
-            if self.prompts.is_none() {
-                return Err(missing("prompts", "a file of prompts to train on"));
-            }
+        } else if !self.reward.is_empty() && self.held_out_prompts.is_none() {
+            return Err(missing("held_out_prompts", &format!("with {method}, rewards only watch held-out prompts")));
         }
-        self.check_used(algorithm)?;
+        self.check_used(method)?;
         let wants = |holds: bool, name: &str, value: &dyn std::fmt::Display, wanted: &str| {
             if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
         };
@@ -127,36 +129,38 @@ impl FinetuneConfig {
         Ok(())
     }
 
-    /// Refuses settings that `algorithm` would not look at.
-    fn check_used(&self, algorithm: AlgorithmName) -> Result<()> {
-        use AlgorithmName::{Denoising, DrTune, DraftK, DraftLv};
+    /// Refuses settings that `method` would not look at.
+    fn check_used(&self, method: &Method) -> Result<()> {
         let default = Self::default();
-        let own = algorithm == Denoising;
+        for (name, set) in [
+            ("images", self.images.is_some()),
+            ("vae_steps", self.vae_steps > 0),
+            ("snr_gamma", self.snr_gamma.is_some()),
+            ("prompt_dropout", self.prompt_dropout != default.prompt_dropout),
+            ("truncation_steps", self.truncation_steps.is_some()),
+            ("copies", self.copies != default.copies),
+        ] {
+            if set && !method.reads.contains(&name) {
+                let readers = algorithm::ALL.into_iter().filter(|method| method.reads.contains(&name));
+                let readers: Vec<String> = readers.map(|method| format!("`{method}`")).collect();
+                let text = format!("{name} is set, but only {} has it, this is `{method}`", readers.join(" or "));
+                return Err(Error::usage(text).hint("leave it out"));
+            }
+        }
         let lora = self.train == Train::Lora;
         let new_adapters = lora && self.lora.is_empty();
-        let needs = |what: &str| format!("only {what} has it, this is `{algorithm}`");
+        let (prompted, own) = (!self.on_pictures(), !self.rewarded());
+        let needs = |what: &str| format!("only {what} has it, this is `{method}`");
         let rewarded = || needs("a method with a reward");
-        let supervised = || needs("`denoising`");
         let adapters = || "only new adapters have it".to_owned();
         for (name, set, used, why) in [
-            ("images", self.images.is_some(), own, supervised()),
-            ("vae_steps", self.vae_steps > 0, own, supervised()),
-            ("snr_gamma", self.snr_gamma.is_some(), own, supervised()),
-            ("prompt_dropout", self.prompt_dropout != default.prompt_dropout, own, supervised()),
-            ("prompts", self.prompts.is_some(), !own, rewarded()),
+            ("prompts", self.prompts.is_some(), prompted, needs("a method that makes images")),
             ("anchor", self.anchor > 0.0, !own, rewarded()),
             ("shaping", self.shaping != default.shaping, !own, rewarded()),
             ("pixel_noise", self.pixel_noise > 0.0, !own, rewarded()),
             ("weight_noise", self.weight_noise > 0.0, !own, rewarded()),
             ("images_per_prompt", self.images_per_prompt > 1, !own, rewarded()),
             ("negative_branch_gradient", self.negative_branch_gradient.is_some(), !own, rewarded()),
-            (
-                "truncation_steps",
-                self.truncation_steps.is_some(),
-                matches!(algorithm, DraftK | DrTune),
-                needs("`draft-k` or `drtune`"),
-            ),
-            ("copies", self.copies != default.copies, algorithm == DraftLv, needs("`draft-lv`")),
             ("lora_rank", self.lora_rank != default.lora_rank, new_adapters, adapters()),
             ("lora_alpha", self.lora_alpha.is_some(), new_adapters, adapters()),
             ("lora_targets", self.lora_targets != default.lora_targets, new_adapters, adapters()),
@@ -180,7 +184,7 @@ mod tests {
     use super::*;
     use reward::clip::config::Activation;
 
-    use crate::finetune::config::tests::complete;
+    use crate::finetune::config::tests::{complete, named};
 
     #[test]
     fn each_bad_value_is_named() {
@@ -201,7 +205,7 @@ mod tests {
             ("clip is set", FinetuneConfig { clip: Some("random:tiny".into()), ..complete() }),
             ("--prompts", FinetuneConfig { prompts: None, ..complete() }),
             ("--output", FinetuneConfig { output: None, ..complete() }),
-            ("--images", FinetuneConfig { algorithm: Some(AlgorithmName::Denoising), ..complete() }),
+            ("--images", FinetuneConfig { algorithm: Some(named("denoising")), ..complete() }),
             ("stop_after_falls is set", FinetuneConfig { stop_after_falls: Some(1), ..complete() }),
             ("copies is set", FinetuneConfig { copies: 3, ..complete() }),
             ("snr_gamma is set", FinetuneConfig { snr_gamma: Some(5.0), ..complete() }),

@@ -1,56 +1,53 @@
 //! Everything `diffusion finetune` is told. One struct: the TOML file, the flags and the saved `config.toml` share its names.
 
-use std::{
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-};
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use reward::{
     clip::config::Activation,
-    device::DeviceName,
+    closed_set,
+    device::{DeviceName, Precision},
     optim::Schedule,
-    run::{changed_settings, place::Settings},
-    score::spec::RewardSpec,
-    train::config::Precision,
+    rewards::spec::RewardSpec,
+    run::changed_settings,
 };
 use serde::{Deserialize, Serialize};
 
-use super::saved;
 use crate::{
-    algorithm::{Algorithm, AlgorithmName, AlignProp, DrTune, DraftK, DraftLv, Refl, Shaping},
+    algorithm::{self, Data, Method, MethodName, RewardUse},
     lora::{LoraSpec, one_or_several},
+    objective::Shaping,
 };
 
-/// What trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Train {
-    /// Adapters over frozen weights.
-    Lora,
-    /// Every weight of the UNet.
-    Full,
+closed_set! {
+    /// What trains.
+    pub enum Train: "choice of weights" {
+        /// Adapters over frozen weights.
+        Lora = "lora",
+        /// Every weight of the UNet.
+        Full = "full",
+    }
 }
 
-/// In which unit rewards are maximised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RewardScale {
-    /// (r − μ) / σ with mean and deviation of the base model's images.
-    Standardised,
-    /// As the reward gives it.
-    Raw,
+closed_set! {
+    /// In which unit rewards are maximised.
+    pub enum RewardScale: "reward scale" {
+        /// (r − μ) / σ with mean and deviation of the base model's images.
+        Standardised = "standardised",
+        /// As the reward gives it.
+        Raw = "raw",
+    }
 }
 
-/// Whether activations are computed again in the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Checkpointing {
-    /// Where the memory planner finds that the device needs it.
-    Auto,
-    /// Always.
-    On,
-    /// Never.
-    Off,
+closed_set! {
+    /// Whether activations are computed again in the backward pass.
+    pub enum Checkpointing: "gradient checkpointing" {
+        /// Where the memory planner finds that the device needs it.
+        Auto = "auto",
+        /// Always.
+        On = "on",
+        /// Never.
+        Off = "off",
+    }
 }
 
 /// The settings of `diffusion finetune`.
@@ -58,8 +55,7 @@ pub enum Checkpointing {
 #[serde(default, deny_unknown_fields)]
 pub struct FinetuneConfig {
     /// The method.
-    #[serde(with = "by_name")]
-    pub algorithm: Option<AlgorithmName>,
+    pub algorithm: Option<MethodName>,
     /// The model: folder, single file, hub id or `random:NAME`.
     pub model: Option<String>,
     /// Rewards with weights: `[NAME=]PATH[@WEIGHT]`.
@@ -78,7 +74,7 @@ pub struct FinetuneConfig {
     pub held_out_prompts: Option<PathBuf>,
     /// Images made of the held-out prompts at every evaluation.
     pub held_out_images: usize,
-    /// Of `denoising`: a table of images and prompts (`prompt`, `path`: parquet, CSV or JSON lines).
+    /// For `denoising`: a table of images and prompts (`prompt`, `path`: parquet, CSV or JSON lines).
     pub images: Option<PathBuf>,
     /// Receives adapters or weights, checkpoints, samples and metrics.
     pub output: Option<PathBuf>,
@@ -116,7 +112,7 @@ pub struct FinetuneConfig {
     pub train: Train,
     /// Rank of new adapters.
     pub lora_rank: usize,
-    /// Their alpha; absent: the rank.
+    /// Alpha of new adapters; absent: the rank.
     pub lora_alpha: Option<f64>,
     /// Ends of the names of the layers that get one.
     pub lora_targets: Vec<String>,
@@ -143,11 +139,11 @@ pub struct FinetuneConfig {
     pub weight_noise: f64,
     /// γ of min-SNR weighting in `denoising`.
     pub snr_gamma: Option<f64>,
-    /// Of `denoising`: optimizer steps that train the VAE first; 0 leaves it as it is.
+    /// For `denoising`: optimizer steps that train the VAE first; 0 leaves it as it is.
     pub vae_steps: usize,
     /// Learning rate of those, with `schedule` and `warmup_steps` as the other.
     pub vae_learning_rate: f64,
-    /// Of `denoising`: share of images whose prompt is left out, so that guidance works.
+    /// For `denoising`: share of images whose prompt is left out, so that guidance works.
     pub prompt_dropout: f64,
     /// Decay of a running mean of what trains, which is evaluated and saved; absent: none.
     pub ema_decay: Option<f64>,
@@ -238,21 +234,6 @@ impl Default for FinetuneConfig {
     }
 }
 
-/// An algorithm under its name in a config.
-mod by_name {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-    use crate::algorithm::AlgorithmName;
-
-    pub(super) fn serialize<S: Serializer>(name: &Option<AlgorithmName>, serializer: S) -> Result<S::Ok, S::Error> {
-        name.map(AlgorithmName::name).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AlgorithmName>, D::Error> {
-        Option::<String>::deserialize(deserializer)?.map(|name| name.parse().map_err(D::Error::custom)).transpose()
-    }
-}
-
 /// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
 const FREE_ON_RESUME: [&str; 9] = [
     "output",
@@ -267,31 +248,42 @@ const FREE_ON_RESUME: [&str; 9] = [
 ];
 
 impl FinetuneConfig {
-    /// The reward method with its hyper-parameters; nothing for `denoising`.
-    pub fn method(&self) -> Option<Box<dyn Algorithm>> {
-        Some(match self.algorithm? {
-            AlgorithmName::Refl => Box::new(Refl),
-            AlgorithmName::DraftK => Box::new(DraftK { k: self.truncation_steps.unwrap_or(1) }),
-            AlgorithmName::DraftLv => Box::new(DraftLv { copies: self.copies }),
-            AlgorithmName::DrTune => Box::new(DrTune { k: self.truncation_steps.unwrap_or(3).min(self.sample_steps) }),
-            AlgorithmName::AlignProp => Box::new(AlignProp),
-            AlgorithmName::Denoising => return None,
-        })
+    /// The method; `None` only before [`Self::check`].
+    pub fn method(&self) -> Option<&'static Method> {
+        self.algorithm.map(|MethodName(method)| method)
+    }
+
+    /// Whether the method trains on pictures.
+    pub(super) fn on_pictures(&self) -> bool {
+        self.method().is_some_and(|method| method.data == Data::Pictures)
+    }
+
+    /// Whether the method follows rewards.
+    pub(super) fn rewarded(&self) -> bool {
+        self.method().is_some_and(|method| method.reward != RewardUse::None)
+    }
+
+    /// The hyper-parameters of the method.
+    pub(super) fn settings(&self) -> algorithm::Settings {
+        algorithm::Settings {
+            sample_steps: self.sample_steps,
+            truncation_steps: self.truncation_steps,
+            copies: self.copies,
+            snr_gamma: self.snr_gamma,
+            prompt_dropout: self.prompt_dropout,
+        }
     }
 
     /// Whether anything asks what the model was before training.
     pub(super) fn watches_base(&self) -> bool {
-        self.anchor > 0.0 || self.held_out_prompts.is_some() || self.algorithm != Some(AlgorithmName::Denoising)
+        self.anchor > 0.0 || self.held_out_prompts.is_some() || self.rewarded()
     }
 
     /// Guidance scale, eta and whether the unconditional branch has gradients: what was said, or else as published.
     pub(super) fn sampling(&self) -> (f64, f64, bool) {
-        let (guidance, eta, negative) = match self.algorithm {
-            Some(AlgorithmName::Refl) => (1.0, 1.0, true),
-            Some(AlgorithmName::DrTune) => (3.5, 0.0, false),
-            Some(AlgorithmName::AlignProp) => (5.0, 1.0, true),
-            _ => (7.5, 0.0, true),
-        };
+        let (guidance, eta, negative) = self
+            .method()
+            .map_or((7.5, 0.0, true), |method| (method.guidance_scale, method.eta, method.negative_branch_gradient));
         (
             self.guidance_scale.unwrap_or(guidance),
             self.eta.unwrap_or(eta),
@@ -324,51 +316,18 @@ impl FinetuneConfig {
     }
 }
 
-impl Settings for FinetuneConfig {
-    const FLAG: &'static str = "output";
-
-    fn folder(&self) -> &Path {
-        self.output.as_deref().unwrap_or(Path::new(""))
-    }
-
-    fn folders(&self) -> &'static [&'static str] {
-        match self.train {
-            Train::Lora => &["best", "samples", "lora"],
-            Train::Full => &["best", "samples", "vae", "model"],
-        }
-    }
-
-    fn result(&self) -> &'static str {
-        match self.train {
-            Train::Lora => "lora",
-            Train::Full => "model",
-        }
-    }
-
-    fn changed(&self, earlier: &Self) -> Vec<String> {
-        self.changed_since(earlier)
-    }
-
-    fn checkpoint_every(&self) -> usize {
-        self.checkpoint_every
-    }
-
-    fn tensor_files(&self) -> &'static [&'static str] {
-        match self.ema_decay {
-            Some(_) => &saved::PARTS,
-            None => &[saved::TRAINED, saved::OPTIMIZER],
-        }
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
 
+    pub(crate) fn named(name: &str) -> MethodName {
+        name.parse().unwrap()
+    }
+
     /// Settings that lack nothing.
     pub(crate) fn complete() -> FinetuneConfig {
         FinetuneConfig {
-            algorithm: Some(AlgorithmName::DraftK),
+            algorithm: Some(named("draft-k")),
             model: Some("random:sd-tiny".to_owned()),
             reward: vec!["random:tiny".parse().unwrap()],
             prompts: Some("prompts.txt".into()),
@@ -393,10 +352,10 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_not_said_is_as_published() {
-        let of = |algorithm| FinetuneConfig { algorithm: Some(algorithm), ..complete() }.sampling();
-        assert_eq!(of(AlgorithmName::DraftK), (7.5, 0.0, true));
-        assert_eq!(of(AlgorithmName::Refl), (1.0, 1.0, true));
-        assert_eq!(of(AlgorithmName::DrTune), (3.5, 0.0, false));
+        let of = |name| FinetuneConfig { algorithm: Some(named(name)), ..complete() }.sampling();
+        assert_eq!(of("draft-k"), (7.5, 0.0, true));
+        assert_eq!(of("refl"), (1.0, 1.0, true));
+        assert_eq!(of("drtune"), (3.5, 0.0, false));
         let said = FinetuneConfig { guidance_scale: Some(2.0), negative_branch_gradient: Some(false), ..complete() };
         assert_eq!(said.sampling(), (2.0, 0.0, false));
     }

@@ -12,7 +12,7 @@ use reward::{
     },
 };
 
-use super::{config::FinetuneConfig, saved::Progress};
+use super::{checkpoint::Progress, config::FinetuneConfig};
 use crate::{
     Result,
     lora::{LoraSpec, locate},

@@ -2,55 +2,50 @@
 //! place that steps (`step.rs`); held-out prompts are watched for reward hacking, checkpoints resume bit for bit.
 
 mod check;
+mod checkpoint;
 mod config;
-mod deal;
-mod denoise;
 mod grid;
+mod held_out;
 mod inputs;
-mod parts;
-pub mod planner;
-mod reward_work;
+mod load;
+pub mod memory;
+mod models;
+mod own_vae;
+mod perturbed;
+mod reward_scale;
 mod run;
 mod samples;
-mod saved;
-mod scale;
-mod setup;
 mod step;
-mod watch;
 
-use std::{path::PathBuf, sync::atomic::AtomicBool};
+use std::{path::Path, sync::atomic::AtomicBool};
 
 use reward::{
     event::Observer,
+    native::{self, Failure},
     run::{
-        RunFolder,
+        Ended, RunFolder,
+        inputs::Inputs,
         place::{self, Settings},
         resume::{ResumePoint, resume_point, way_on},
     },
 };
 
+use tch::Device;
+
 use crate::{
     Error, Result,
+    algorithm::Algorithm,
+    pictures::Pictures,
     source::{Source, SourceOptions},
 };
-use parts::Parts;
+use checkpoint::Progress;
+use load::Parts;
+use models::Models;
+use own_vae::own_vae;
 use run::{Reports, Run};
-use saved::Progress;
 
 pub use config::{Checkpointing, FinetuneConfig, RewardScale, Train};
 pub use inputs::resumed_step;
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Ended {
-    /// All steps are done, or the stop rule held; what was trained is in this folder.
-    Finished(PathBuf),
-    /// Asked to stop; everything up to `step` is saved.
-    Interrupted {
-        /// Optimizer steps done.
-        step: usize,
-    },
-}
 
 /// Fine-tunes a model as `config` says, in its output folder; with `resume`, goes on from the newest complete checkpoint there.
 /// Between steps it looks at `stop`.
@@ -70,19 +65,20 @@ pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, 
         let inputs = inputs::checked(config, &source, resumed.as_ref(), observer)?;
         let mut parts = Parts::load(config, &source, observer)?;
         let scratch = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(folder.path())?;
-        saved::rehearse(scratch.path(), config, &source, &parts.models)?;
+        checkpoint::rehearse(scratch.path(), config, &source, &parts.models)?;
         scratch.close()?;
         folder.begin(config, resumed.as_ref(), observer)?;
         let (device, place) = (parts.device, Some((folder.path(), &inputs)));
-        let images = denoise::prepare(config, &mut parts.models, place, device, observer, stop)?;
-        let Some(images) = images else { return Ok(Ended::Interrupted { step: 0 }) };
-        let planned = parts.plan(config, resumed.as_ref().map(|point| &point.progress));
-        let mut run =
-            Run::new(config, &source, &parts, images, planned, Reports { observer, stop, folder: Some(&folder) })?;
+        let pictures = pictures(config, &mut parts.models, place, device, observer, stop)?;
+        let Some(pictures) = pictures else { return Ok(Ended::Interrupted { step: 0 }) };
+        let method = method(config)?;
+        let planned = parts.plan(config, method.as_ref(), resumed.as_ref().map(|point| &point.progress));
+        let reports = Reports { observer, stop, folder: Some(&folder) };
+        let mut run = Run::new(config, &source, &parts, method, pictures, planned, reports)?;
         run.start(resumed.as_ref(), inputs)?;
         run.train()
     };
-    guarded(run, || way_on(folder.path()))
+    or_way_on(run, || way_on(folder.path()))
 }
 
 /// What a run would do, without doing it: trainable parameters, memory, and the time of one step, measured.
@@ -96,29 +92,56 @@ pub fn dry_run(config: &FinetuneConfig, observer: &dyn Observer, stop: &AtomicBo
         let source = open(config)?;
         let mut parts = Parts::load(config, &source, observer)?;
         let scratch = tempfile::tempdir()?;
-        saved::rehearse(scratch.path(), config, &source, &parts.models)?;
+        checkpoint::rehearse(scratch.path(), config, &source, &parts.models)?;
         let short = FinetuneConfig { vae_steps: config.vae_steps.min(1), ..config.clone() };
         let device = parts.device;
-        let images = denoise::prepare(&short, &mut parts.models, None, device, observer, stop)?;
-        let planned = parts.plan(config, None);
-        let images = images.unwrap_or_default();
-        let mut run = Run::new(config, &source, &parts, images, planned, Reports { observer, stop, folder: None })?;
+        let pictures = pictures(&short, &mut parts.models, None, device, observer, stop)?.unwrap_or_default();
+        let method = method(config)?;
+        let planned = parts.plan(config, method.as_ref(), None);
+        let reports = Reports { observer, stop, folder: None };
+        let mut run = Run::new(config, &source, &parts, method, pictures, planned, reports)?;
         run.rehearse()
     };
-    guarded(rehearsal, String::new)
+    or_way_on(rehearsal, String::new)
 }
 
-/// Runs `body`; what tch reports by panicking becomes an error, with the way on from what is saved.
-fn guarded<T>(body: impl FnOnce() -> Result<T>, way_on: impl FnOnce() -> String) -> Result<T> {
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-    caught.unwrap_or_else(|panic| {
-        let text = reward::native::panic_text(&*panic);
-        let error = Error::data(format!("fine-tuning stopped in libtorch: {text}"));
-        Err(match step::is_out_of_memory(&text) {
-            true => error.hint("a larger gradient_accumulation, precision = \"bf16\", or a smaller height and width"),
-            false => error.hint(way_on()),
+/// Runs `body`; a panic of libtorch becomes an error with the way on from what is saved.
+fn or_way_on<T>(body: impl FnOnce() -> Result<T>, way_on: impl FnOnce() -> String) -> Result<T> {
+    native::guarded(body).unwrap_or_else(|failure| {
+        let error = Error::data(format!("fine-tuning stopped in libtorch: {failure}"));
+        Err(match failure {
+            Failure::OutOfMemory(_) => {
+                error.hint("a larger gradient_accumulation, precision = \"bf16\", or a smaller height and width")
+            }
+            Failure::Libtorch(_) => error.hint(way_on()),
         })
     })
+}
+
+/// The method with its hyper-parameters.
+fn method(config: &FinetuneConfig) -> Result<Box<dyn Algorithm>> {
+    let method = config.method().ok_or_else(|| Error::usage("--algorithm is missing"))?;
+    Ok((method.build)(&config.settings()))
+}
+
+/// The pictures of a method that trains on them; none of another. The VAE is trained first where asked, or read as an earlier part of
+/// the run trained it: `place` is the run's folder, and what it reads. Nothing if the user stopped it.
+fn pictures(
+    config: &FinetuneConfig,
+    models: &mut Models,
+    place: Option<(&Path, &Inputs)>,
+    device: Device,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Option<Pictures>> {
+    let Some(table) = &config.images else { return Ok(Some(Pictures::default())) };
+    let [_, height, width] = models.latents;
+    let size = [height, width].map(|side| (side * models.vae.config.factor()) as u32);
+    let pictures = Pictures::open(table, config.held_out_images, size, config.seed)?;
+    if config.vae_steps > 0 && !own_vae(config, models, &pictures, place, device, observer, stop)? {
+        return Ok(None);
+    }
+    Ok(Some(pictures))
 }
 
 fn open(config: &FinetuneConfig) -> Result<Source> {

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use reward::{run::checkpoints::replace_folder, train::config::Precision};
+use reward::{device::Precision, run::checkpoints::replace_folder};
 use tch::{Kind, Tensor};
 
-use super::{config::FinetuneConfig, grid, parts::Parts, watch::HeldOut};
+use super::{config::FinetuneConfig, grid, held_out::HeldOut, load::Parts};
 use crate::{
     Result,
     generate::{GenerateConfig, plan::PlannedImage, table},

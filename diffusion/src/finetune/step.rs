@@ -1,226 +1,78 @@
-//! The one place where a gradient step happens: micro-batches, backward passes, clipping, the optimizer, and what to do when
-//! memory runs out or numbers overflow.
+//! One optimizer step over a batch: micro-batches forward and backward, then the update.
 
-use std::{
-    ops::Range,
-    panic::{AssertUnwindSafe, catch_unwind},
-    time::Instant,
-};
+use std::{ops::Range, time::Instant};
 
 use reward::{
-    event::{Event, Observer},
-    native::{AdamSettings, empty_cache, panic_text},
-    optim::Adam,
+    native::AdamSettings,
+    optim::{Update, Updated},
 };
-use tch::{Device, Tensor};
 
 use crate::{
-    Error, Result,
-    algorithm::{Loss, numbers},
+    Result,
+    micro_batches::MicroBatches,
+    objective::{Loss, numbers},
 };
-
-/// Non-finite steps in a row after which the run is given up.
-const PATIENCE: usize = 3;
-
-/// What one optimizer step computes, over images `0..count`.
-pub(super) trait Work {
-    /// What a micro-batch needs that takes no graph.
-    type Prepared;
-
-    /// Prepares every micro-batch, without a graph.
-    fn prepare(&self, micro_batches: &[Range<usize>]) -> Result<Vec<Self::Prepared>>;
-
-    /// The mean loss over one micro-batch, with a graph.
-    fn loss(&self, prepared: Self::Prepared) -> Result<Loss>;
-}
-
-/// Optimizer, running mean and the size of micro-batches.
-pub(super) struct Stepper {
-    /// AdamW over what trains.
-    pub(super) adam: Adam,
-    /// A running mean of what trains, in the optimizer's order.
-    pub(super) ema: Option<Ema>,
-    /// Images that go through forward and backward at a time; shrinks when memory runs out.
-    pub(super) micro: usize,
-    trained: Vec<(String, Tensor)>,
-    clip_norm: f64,
-    non_finite: usize,
-    device: Device,
-}
-
-/// An exponential running mean of tensors.
-pub(super) struct Ema {
-    decay: f64,
-    /// One for each tensor that trains.
-    pub(super) means: Vec<Tensor>,
-}
 
 /// What one step measured.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
     /// Mean over the batch, before the update.
     pub(super) loss: f64,
-    /// Norm of the gradient before clipping.
-    pub(super) gradient_norm: f64,
-    /// Whether the weights moved; they do not on a non-finite loss or gradient.
-    pub(super) applied: bool,
+    /// The gradient, and whether the weights moved.
+    pub(super) updated: Updated,
     /// Raw values of each reward over the batch.
     pub(super) rewards: Vec<Vec<f64>>,
-    /// Seconds of the roll-out, the forward passes with a graph, the backward passes, the optimizer.
-    pub(super) seconds: [f64; 4],
+    /// Seconds of forward passes with a graph.
+    pub(super) forward_seconds: f64,
+    /// Seconds of backward passes.
+    pub(super) backward_seconds: f64,
+    /// Seconds of the optimizer.
+    pub(super) optimizer_seconds: f64,
 }
 
-impl Stepper {
-    /// AdamW over `trained`, fp32 leaves.
-    pub(super) fn new(
-        trained: Vec<(String, Tensor)>,
-        weight_decay: f64,
-        clip_norm: f64,
-        ema_decay: Option<f64>,
-        micro: usize,
-        device: Device,
-    ) -> Self {
-        let settings =
-            AdamSettings { rate: 0.0, beta1: 0.9, beta2: 0.999, weight_decay, epsilon: 1e-8, decoupled: true };
-        let handles = |all: &[(String, Tensor)]| -> Vec<(String, Tensor)> {
-            all.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
-        };
-        let means = || trained.iter().map(|(_, tensor)| tensor.detach().copy()).collect();
-        Self {
-            adam: Adam::new(handles(&trained), settings),
-            ema: ema_decay.map(|decay| Ema { decay, means: means() }),
-            micro,
-            trained,
-            clip_norm,
-            non_finite: 0,
-            device,
-        }
-    }
+/// AdamW with PyTorch's defaults.
+pub(super) fn adamw(weight_decay: f64) -> AdamSettings {
+    AdamSettings { rate: 0.0, beta1: 0.9, beta2: 0.999, weight_decay, epsilon: 1e-8, decoupled: true }
+}
 
-    /// One optimizer step at rate `rate` over `count` images. Where memory runs out, the graph is dropped and the same step is
-    /// taken again in micro-batches of half the size.
-    ///
-    /// # Errors
-    /// The work fails, one image does not fit into memory, or loss or gradient were not finite for the third time in a row.
-    pub(super) fn step(
-        &mut self,
-        work: &impl Work,
-        count: usize,
-        rate: f64,
-        observer: &dyn Observer,
-    ) -> Result<Outcome> {
-        let mut outcome = loop {
-            self.adam.zero_gradients();
-            // A panic may have left the gradient mode of this thread off.
-            let attempt = || tch::with_grad(|| self.accumulate(work, count));
-            match catch_unwind(AssertUnwindSafe(attempt)) {
-                Ok(result) => break result?,
-                Err(panic) => {
-                    let text = panic_text(&*panic);
-                    drop(panic);
-                    if !is_out_of_memory(&text) {
-                        return Err(Error::data(format!("training stopped in libtorch: {text}")));
-                    }
-                    if self.micro == 1 {
-                        return Err(Error::data(format!("out of memory with one image at a time: {text}")).hint(
-                            "gradient_checkpointing = \"on\", precision = \"bf16\", a smaller height and width",
-                        ));
-                    }
-                    self.adam.zero_gradients();
-                    empty_cache(self.device);
-                    self.micro = self.micro.div_ceil(2);
-                    let note = format!(
-                        "out of memory ({text}): going on with micro-batches of {}, the effective batch stays",
-                        self.micro
-                    );
-                    observer.event(&Event::Warning(&note));
-                }
-            }
-        };
-        let started = Instant::now();
-        outcome.gradient_norm = self.adam.gradient_norm();
-        if !(outcome.loss.is_finite() && outcome.gradient_norm.is_finite()) {
-            self.non_finite += 1;
-            if self.non_finite >= PATIENCE {
-                let what = match outcome.loss.is_finite() {
-                    true => "gradient in the backward pass",
-                    false => "loss in the forward pass",
-                };
-                return Err(Error::data(format!("non-finite {what}, {PATIENCE} steps in a row"))
-                    .hint("lower learning_rate, or train with precision = \"fp32\""));
-            }
-            return Ok(outcome);
-        }
-        self.non_finite = 0;
-        outcome.applied = true;
-        if self.clip_norm > 0.0 && outcome.gradient_norm > self.clip_norm {
-            self.adam.scale_gradients(self.clip_norm / outcome.gradient_norm);
-        }
-        self.adam.step(rate);
-        if let Some(Ema { decay, means }) = &mut self.ema {
-            tch::no_grad(|| {
-                for (mean, (_, tensor)) in means.iter_mut().zip(&self.trained) {
-                    drop(mean.lerp_(tensor, 1.0 - *decay));
-                }
-            });
-        }
-        outcome.seconds[3] = started.elapsed().as_secs_f64();
-        Ok(outcome)
-    }
-
-    fn accumulate(&self, work: &impl Work, count: usize) -> Result<Outcome> {
-        let micro_batches: Vec<Range<usize>> =
-            (0..count).step_by(self.micro).map(|start| start..count.min(start + self.micro)).collect();
+/// Takes one optimizer step at rate `rate` over `count` images, of which `loss` gives the mean loss of some, with a graph.
+///
+/// # Errors
+/// The loss fails, one image does not fit into memory, or loss or gradient were not finite for the third time in a row.
+pub(super) fn take(
+    update: &mut Update,
+    micro_batches: &MicroBatches,
+    count: usize,
+    rate: f64,
+    loss: impl Fn(Range<usize>) -> Result<Loss>,
+) -> Result<Outcome> {
+    let mut outcome = micro_batches.run(count, |ranges| {
+        update.adam.zero_gradients();
         let mut outcome = Outcome::default();
-        let mut clock = Instant::now();
-        let mut lap = |phase: &mut f64| {
-            *phase += clock.elapsed().as_secs_f64();
-            clock = Instant::now();
-        };
-        let prepared = tch::no_grad(|| work.prepare(&micro_batches))?;
-        lap(&mut outcome.seconds[0]);
-        for (range, prepared) in micro_batches.iter().zip(prepared) {
-            let Loss { loss, rewards } = work.loss(prepared)?;
-            let loss = loss * (range.len() as f64 / count as f64);
-            outcome.loss += loss.double_value(&[]);
-            lap(&mut outcome.seconds[1]);
-            loss.backward();
-            outcome.rewards.resize(rewards.len(), Vec::new());
-            for (all, some) in outcome.rewards.iter_mut().zip(&rewards) {
-                all.extend(numbers(some)?);
-            }
-            lap(&mut outcome.seconds[2]);
-        }
-        Ok(outcome)
-    }
-
-    /// Runs `body` with the running means in place of what trains, where there are any.
-    pub(super) fn with_means<T>(&self, body: impl FnOnce() -> T) -> T {
-        let Some(Ema { means, .. }) = &self.ema else { return body() };
-        let set = |values: &[Tensor]| {
-            tch::no_grad(|| {
-                for ((_, tensor), value) in self.trained.iter().zip(values) {
-                    tensor.shallow_clone().copy_(value);
+        // A panic may have left the gradient mode of this thread off.
+        tch::with_grad(|| {
+            for range in ranges {
+                let share = range.len() as f64 / count as f64;
+                let started = Instant::now();
+                let Loss { loss, rewards } = loss(range.clone())?;
+                let loss = loss * share;
+                outcome.loss += loss.double_value(&[]);
+                outcome.forward_seconds += started.elapsed().as_secs_f64();
+                let started = Instant::now();
+                loss.backward();
+                outcome.rewards.resize(rewards.len(), Vec::new());
+                for (all, some) in outcome.rewards.iter_mut().zip(&rewards) {
+                    all.extend(numbers(some)?);
                 }
-            });
-        };
-        let own: Vec<Tensor> = self.trained.iter().map(|(_, tensor)| tensor.detach().copy()).collect();
-        set(means);
-        let result = body();
-        set(&own);
-        result
-    }
-
-    /// What trains, by name.
-    pub(super) fn trained(&self) -> &[(String, Tensor)] {
-        &self.trained
-    }
-}
-
-/// Whether libtorch says that memory ran out, on a GPU or a CPU.
-pub(super) fn is_out_of_memory(text: &str) -> bool {
-    let text = text.to_lowercase();
-    ["out of memory", "can't allocate memory", "alloc_failed"].iter().any(|said| text.contains(said))
+                outcome.backward_seconds += started.elapsed().as_secs_f64();
+            }
+            Ok(outcome)
+        })
+    })?;
+    let started = Instant::now();
+    outcome.updated = update.apply(outcome.loss, rate)?;
+    outcome.optimizer_seconds = started.elapsed().as_secs_f64();
+    Ok(outcome)
 }
 
 #[cfg(test)]
@@ -228,7 +80,7 @@ mod tests {
     use std::cell::Cell;
 
     use reward::{event::Silent, native::checkpoint};
-    use tch::Kind;
+    use tch::{Device, Kind, Tensor};
 
     use super::*;
 
@@ -247,14 +99,8 @@ mod tests {
         failures: Cell<usize>,
     }
 
-    impl Work for Fit {
-        type Prepared = Range<usize>;
-
-        fn prepare(&self, micro_batches: &[Range<usize>]) -> Result<Vec<Self::Prepared>> {
-            Ok(micro_batches.to_vec())
-        }
-
-        fn loss(&self, range: Self::Prepared) -> Result<Loss> {
+    impl Fit {
+        fn loss(&self, range: Range<usize>) -> Loss {
             let fails = range.len() > 2;
             self.failures.set(self.failures.get() + usize::from(fails && self.failing != Failing::Nowhere));
             assert!(!(fails && self.failing == Failing::Forward), "CUDA out of memory. Tried to allocate 2.00 GiB");
@@ -272,18 +118,19 @@ mod tests {
                     x * 1.0
                 });
             }
-            Ok(Loss { rewards: vec![losses.detach()], loss: losses.mean(Kind::Float) })
+            Loss { rewards: vec![losses.detach()], loss: losses.mean(Kind::Float) }
         }
     }
 
     fn fitted(failing: Failing) -> (f64, usize, usize, Outcome) {
         let weight = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let trained = vec![("weight".to_owned(), weight.shallow_clone())];
-        let mut stepper = Stepper::new(trained, 0.0, 0.0, None, 8, Device::Cpu);
-        let work = Fit { weight, failing, failures: Cell::new(0) };
-        let outcome = stepper.step(&work, 8, 0.1, &Silent).unwrap();
-        assert!(outcome.applied);
-        (work.weight.grad().double_value(&[0]), stepper.micro, work.failures.get(), outcome)
+        let mut update = Update::new(trained, adamw(0.0), None, None);
+        let micro_batches = MicroBatches::new(8, Device::Cpu, &Silent);
+        let fit = Fit { weight, failing, failures: Cell::new(0) };
+        let outcome = take(&mut update, &micro_batches, 8, 0.1, |range| Ok(fit.loss(range))).unwrap();
+        assert!(outcome.updated.applied);
+        (fit.weight.grad().double_value(&[0]), micro_batches.size(), fit.failures.get(), outcome)
     }
 
     #[test]
@@ -296,47 +143,5 @@ mod tests {
             assert_eq!((gradient, micro, failures), (-7.0, 2, 2), "{failing:?}");
             assert_eq!((outcome.loss, &outcome.rewards), (whole.loss, &whole.rewards), "{failing:?}");
         }
-    }
-
-    struct Nan(Tensor);
-
-    impl Work for Nan {
-        type Prepared = ();
-
-        fn prepare(&self, micro_batches: &[Range<usize>]) -> Result<Vec<()>> {
-            Ok(vec![(); micro_batches.len()])
-        }
-
-        fn loss(&self, (): ()) -> Result<Loss> {
-            Ok(Loss { loss: (&self.0 * f64::NAN).sum(Kind::Float), rewards: Vec::new() })
-        }
-    }
-
-    #[test]
-    fn numbers_that_overflow_move_nothing_and_end_the_run_at_the_third_time() {
-        let weight = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let trained = vec![("weight".to_owned(), weight.shallow_clone())];
-        let mut stepper = Stepper::new(trained, 0.0, 1.0, Some(0.9), 1, Device::Cpu);
-        let work = Nan(weight.shallow_clone());
-        for _ in 0..2 {
-            assert!(!stepper.step(&work, 1, 0.1, &Silent).unwrap().applied);
-        }
-        assert_eq!(weight.double_value(&[0]), 1.0);
-        let error = stepper.step(&work, 1, 0.1, &Silent).unwrap_err();
-        assert_eq!(error.to_string(), "non-finite loss in the forward pass, 3 steps in a row");
-    }
-
-    #[test]
-    fn the_running_mean_follows_and_steps_aside() {
-        let weight = Tensor::ones([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-        let trained = vec![("weight".to_owned(), weight.shallow_clone())];
-        let mut stepper = Stepper::new(trained, 0.0, 0.0, Some(0.75), 8, Device::Cpu);
-        let work = Fit { weight: weight.shallow_clone(), failing: Failing::Nowhere, failures: Cell::new(0) };
-        stepper.step(&work, 8, 0.1, &Silent).unwrap();
-        let now = weight.double_value(&[0]);
-        // Adam's first step is the rate: 1.1; the mean a quarter of the way: 1.025.
-        assert!((now - 1.1).abs() < 1e-6);
-        stepper.with_means(|| assert!((weight.double_value(&[0]) - 1.025).abs() < 1e-6));
-        assert_eq!(weight.double_value(&[0]), now);
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use reward::{device::DeviceName, run::changed_settings, train::config::Precision};
+use reward::{
+    device::{DeviceName, Precision},
+    run::changed_settings,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use reward::weights::{
-    file::TensorFile,
-    save::{named_tensors, replace_file},
+use reward::{
+    files::replace_file,
+    weights::{file::TensorFile, save::named_tensors},
 };
 use tch::Tensor;
 

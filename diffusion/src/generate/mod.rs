@@ -10,7 +10,6 @@ mod sheet;
 pub(crate) mod table;
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
@@ -18,9 +17,10 @@ use std::{
 
 use reward::{
     data::named::Named,
+    device::Precision,
     event::{Event, Observer},
+    native::{self, Failure},
     run::RunFolder,
-    train::config::Precision,
 };
 use tch::{Device, Tensor};
 
@@ -37,8 +37,8 @@ use crate::{
     vae::DecodeOptions,
 };
 use latents::FinalLatents;
-use picture::Picture;
-use plan::{PlannedImage, State};
+use picture::{Picture, State};
+use plan::PlannedImage;
 
 /// How a run ended.
 pub enum Ended {
@@ -92,7 +92,7 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let (mut left, mut damaged) = (Vec::new(), Named::default());
     for image in &images {
         let wanted = picture::settings(config, image, &prompts[image.prompt_index], size.pixels);
-        let state = plan::state(output, image, &wanted)?;
+        let state = picture::state(output, image, &wanted)?;
         if state == State::Damaged {
             damaged.add(image.path());
         }
@@ -192,7 +192,7 @@ impl Noise {
         }
     }
 
-    /// Of unit variance, `[channels, height, width]`.
+    /// Noise of unit variance, `[channels, height, width]`.
     fn of(&self, image: &PlannedImage) -> Tensor {
         match self {
             Self::Seeds(shape) => crate::noise::initial_latents(&[image.seed], *shape).get(0),
@@ -289,12 +289,11 @@ impl Run<'_> {
 
 /// libtorch reports errors by panicking; that memory ran out is one that the user can act on.
 fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        if text.is_some_and(|text| text.contains("out of memory") || text.contains("not enough memory")) {
-            return Err(Error::data("not enough memory for this model, size and batch")
-                .hint("--batch-size 1 and --precision bf16 need less"));
-        }
-        std::panic::resume_unwind(panic)
+    native::guarded(run).unwrap_or_else(|failure| {
+        Err(match failure {
+            Failure::OutOfMemory(_) => Error::data("not enough memory for this model, size and batch")
+                .hint("--batch-size 1 and --precision bf16 need less"),
+            Failure::Libtorch(text) => Error::data(format!("libtorch: {text}")),
+        })
     })
 }

@@ -2,7 +2,7 @@
 
 use std::{io::Cursor, path::Path};
 
-use reward::weights::save::replace_file;
+use reward::{data::image::png_is_whole, files::replace_file};
 use serde_json::{Value, json};
 
 use super::{GenerateConfig, plan::PlannedImage};
@@ -109,10 +109,53 @@ pub fn settings_of(file: &[u8]) -> Option<Value> {
     serde_json::from_str(&text?).ok().filter(Value::is_object)
 }
 
+/// What there is of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// No file.
+    Missing,
+    /// A PNG that is cut off or damaged.
+    Damaged,
+    /// The whole image.
+    Finished,
+}
+
+/// What there is of the image in `folder`, whose [settings](settings) are `wanted`.
+///
+/// # Errors
+/// There is a file by its name that is no such image: of another program or of other settings.
+pub fn state(folder: &Path, image: &PlannedImage, wanted: &Value) -> Result<State> {
+    let path = folder.join(image.path());
+    if !path.exists() {
+        return Ok(State::Missing);
+    }
+    let bytes = fs_err::read(&path)?;
+    let state = if png_is_whole(&bytes) { State::Finished } else { State::Damaged };
+    let place = path.display();
+    let Some(found) = settings_of(&bytes) else {
+        // The beginning of a PNG that does not reach to its settings, or nothing at all.
+        const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+        if state == State::Damaged && SIGNATURE.starts_with(&bytes[..bytes.len().min(SIGNATURE.len())]) {
+            return Ok(state);
+        }
+        return Err(Error::usage(format!("{place} is not an image of this program"))
+            .hint("remove it, or give another --output"));
+    };
+    // Another version may know other settings.
+    let differs = |name: &&String| *name != "version" && found.get(*name).is_some_and(|found| *found != wanted[*name]);
+    match wanted.as_object().and_then(|wanted| wanted.keys().find(differs)) {
+        None => Ok(state),
+        Some(name) => {
+            let (found, wanted) = (&found[name], &wanted[name]);
+            let message =
+                format!("{place} was made with {name} {found}, wanted {wanted}: the folder holds another run");
+            Err(Error::usage(message).hint("give another --output"))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use reward::data::image::png_is_whole;
-
     use super::*;
 
     #[test]
@@ -144,5 +187,44 @@ mod tests {
                       Size: 2x1, Model: sd15";
         assert!(bytes.contains(wanted), "{bytes}");
         assert_eq!(settings_of(b"no picture"), None);
+    }
+
+    #[test]
+    fn only_a_whole_image_of_the_same_settings_is_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::create_dir(folder.path().join("images")).unwrap();
+        let config = GenerateConfig { model: Some("sd".to_owned()), steps: 20, ..GenerateConfig::default() };
+        let image = PlannedImage { number: 0, prompt_index: 0, index: 0, seed: 7 };
+        let path = folder.path().join(image.path());
+        let wanted = |prompt: &str, config: &GenerateConfig| settings(config, &image, prompt, (8, 8));
+        let state = |wanted: &Value| state(folder.path(), &image, wanted);
+        let fox = wanted("a red fox", &config);
+        assert_eq!(state(&fox).unwrap(), State::Missing);
+
+        let pixels = Picture { width: 8, height: 8, rgb: (0..192).collect() };
+        write(&path, &pixels, &config, &image, "a red fox").unwrap();
+        assert_eq!(state(&fox).unwrap(), State::Finished);
+        let other = GenerateConfig { steps: 50, ..config.clone() };
+        for (wanted, name) in
+            [(wanted("an owl", &config), "prompt"), (wanted("a red fox", &other), "steps 20, wanted 50")]
+        {
+            let error = state(&wanted).unwrap_err();
+            assert!(error.to_string().contains(name) && error.hint_text().unwrap().contains("--output"), "{error}");
+        }
+
+        let whole = fs_err::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs_err::write(&path, &whole[..length]).unwrap();
+            assert_eq!(state(&fox).unwrap(), State::Damaged, "{length} of {} bytes", whole.len());
+        }
+        let pixel_data = whole.windows(4).position(|name| name == b"IDAT").unwrap() + 10;
+        for place in pixel_data..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 1;
+            fs_err::write(&path, &damaged).unwrap();
+            assert_eq!(state(&fox).unwrap(), State::Damaged, "byte {place}");
+        }
+        fs_err::write(&path, "my notes").unwrap();
+        assert!(state(&fox).unwrap_err().to_string().contains("is not an image of this program"));
     }
 }

@@ -3,7 +3,7 @@
 use std::{io::Cursor, path::Path};
 
 use image::{ImageFormat, RgbImage, imageops};
-use reward::weights::save::replace_file;
+use reward::files::replace_file;
 
 use super::plan::PlannedImage;
 use crate::{Error, Result};

@@ -7,7 +7,7 @@ use parquet::{
     file::{properties::WriterProperties, writer::SerializedFileWriter},
     schema::parser::parse_message_type,
 };
-use reward::{seed, weights::save::replace_file};
+use reward::{files::replace_file, seed};
 
 use super::{GenerateConfig, plan::PlannedImage};
 use crate::{Error, Result};
@@ -50,8 +50,8 @@ fn columns(
     let same_real = |value: f64| Column::Real(vec![value; images.len()]);
     let lora: Vec<String> = config.lora.iter().map(ToString::to_string).collect();
     let precision = match config.precision {
-        None | Some(reward::train::config::Precision::Fp32) => "fp32",
-        Some(reward::train::config::Precision::Bf16) => "bf16",
+        None | Some(reward::device::Precision::Fp32) => "fp32",
+        Some(reward::device::Precision::Bf16) => "bf16",
     };
     vec![
         ("prompt", text(&|image| prompts[image.prompt_index].clone())),

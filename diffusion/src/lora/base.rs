@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::Value;
 
 use super::{Layers, Lora, locate::locate};
-use crate::{Result, metadata::metadata, schedule::PredictionType, single_file::Family, source::Source};
+use crate::{Result, metadata::metadata, schedule::PredictionType, single_file::Family};
 
 /// Width of the prompt's hidden states in 1.x and 2.x.
-const WIDTHS: [(i64, Family); 2] = [(768, Family::One), (1024, Family::Two)];
+const WIDTHS: [(i64, Family); 2] = [(768, Family::V1), (1024, Family::V2)];
 
 /// The model that a LoRA was trained on, as far as it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,13 +22,9 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base is `source`.
-    ///
-    /// # Errors
-    /// A config of the model that cannot be read.
-    pub fn of_model(source: &Source, title: String) -> Result<Self> {
-        let family = of_layers(&source.layers()?);
-        Ok(Self { family, prediction: Some(source.scheduler()?.prediction_type), title })
+    /// The base with these layers, which predicts `prediction`.
+    pub fn of_model(layers: &Layers, prediction: PredictionType, title: String) -> Self {
+        Self { family: of_layers(layers), prediction: Some(prediction), title }
     }
 
     /// What the file that `lora` was read from says, or else the widths of its adapters.
@@ -40,8 +36,8 @@ impl Base {
         let said = |key: &str| metadata.get(key).and_then(Value::as_str);
         let version = said("ss_base_model_version").unwrap_or_default();
         let family = match said("ss_v2") {
-            Some("True") => Some(Family::Two),
-            _ if version.starts_with("sd_v1") => Some(Family::One),
+            Some("True") => Some(Family::V2),
+            _ if version.starts_with("sd_v1") => Some(Family::V1),
             _ => of_adapters(lora),
         };
         let prediction = match said("modelspec.prediction_type") {
@@ -62,12 +58,12 @@ impl Base {
             ("modelspec.title", self.title.as_str()),
         ];
         match self.family {
-            Some(Family::One) => said.extend([
+            Some(Family::V1) => said.extend([
                 ("ss_v2", "False"),
                 ("ss_base_model_version", if velocity { "sd_v1_v" } else { "sd_v1" }),
                 ("modelspec.architecture", "stable-diffusion-v1/lora"),
             ]),
-            Some(Family::Two) => {
+            Some(Family::V2) => {
                 said.extend([("ss_v2", "True"), ("ss_base_model_version", if velocity { "sd_v2_v" } else { "sd_v2" })]);
                 match self.prediction {
                     Some(PredictionType::Velocity) => {
@@ -97,7 +93,7 @@ fn of_layers(layers: &Layers) -> Option<Family> {
     let known = width.and_then(family_of);
     known.or_else(|| {
         let projection = layers.unet.iter().find(|(name, _)| name.ends_with(".proj_in"));
-        projection.map(|(_, shape)| if shape.len() > 2 { Family::One } else { Family::Two })
+        projection.map(|(_, shape)| if shape.len() > 2 { Family::V1 } else { Family::V2 })
     })
 }
 
@@ -125,15 +121,16 @@ pub(super) fn family_of(width: i64) -> Option<Family> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::SourceOptions;
+    use crate::source::{Source, SourceOptions};
 
     #[test]
     fn web_uis_are_told_the_base() {
         let base = |model: &str, prediction: Option<PredictionType>| {
             let options = SourceOptions { prediction_type: prediction, ..SourceOptions::default() };
             let source = Source::open(model, options).unwrap();
-            let said: BTreeMap<_, _> =
-                Base::of_model(&source, "fox".to_owned()).unwrap().metadata().into_iter().collect();
+            let (layers, prediction) = (source.layers().unwrap(), source.scheduler().unwrap().prediction_type);
+            let base = Base::of_model(&layers, prediction, "fox".to_owned());
+            let said: BTreeMap<_, _> = base.metadata().into_iter().collect();
             assert_eq!(said["modelspec.title"], "fox");
             assert_eq!(said["modelspec.sai_model_spec"], "1.0.0");
             ["ss_v2", "ss_base_model_version", "modelspec.architecture", "modelspec.prediction_type"]

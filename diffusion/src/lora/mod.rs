@@ -34,9 +34,9 @@ pub(crate) use spec::one_or_several;
 /// The layers of a model that an adapter may be for: shapes of their weights by layer name, `[out, in]` or `[out, in, k, k]`.
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
-    /// Of the UNet, by diffusers' names.
+    /// Layers of the UNet, by diffusers' names.
     pub unet: BTreeMap<String, Vec<i64>>,
-    /// Of the text encoder, by transformers' names with `text_model.`.
+    /// Layers of the text encoder, by transformers' names with `text_model.`.
     pub text: BTreeMap<String, Vec<i64>>,
 }
 

@@ -244,8 +244,8 @@ fn other_base(found: &BTreeMap<(Model, String), Parts>, layers: &Layers) -> Opti
     let of_file = prompt_width(sizes.iter().map(|(layer, shape)| (*layer, shape.as_slice())))?;
     let of_model = prompt_width(layers.unet.iter().map(|(layer, shape)| (layer, shape.as_slice())))?;
     let base = match family_of(of_file) {
-        Some(Family::One) => "Stable Diffusion 1.x",
-        Some(Family::Two) => "Stable Diffusion 2.x",
+        Some(Family::V1) => "Stable Diffusion 1.x",
+        Some(Family::V2) => "Stable Diffusion 2.x",
         None if of_file == 2048 => "Stable Diffusion XL",
         None => "a model",
     };

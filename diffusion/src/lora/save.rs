@@ -77,7 +77,7 @@ fn number(bits: i64) -> String {
     json!(f64::from_bits(bits.cast_unsigned())).to_string()
 }
 
-/// Of equally frequent ones the smallest; 0 of none.
+/// The most frequent value, the smallest of several; 0 of none.
 fn most_frequent(values: impl Iterator<Item = i64>) -> i64 {
     let mut counts = BTreeMap::new();
     values.for_each(|value| *counts.entry(value).or_insert(0) += 1);

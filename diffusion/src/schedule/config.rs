@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{prediction::PredictionType, spacing::Spacing};
+use super::prediction::PredictionType;
 use crate::{Error, Result};
 
 /// How beta, the variance added per training step, grows over the training steps.
@@ -18,6 +18,17 @@ pub enum BetaSchedule {
     ScaledLinear,
     /// From a squared cosine of ā, capped at 0.999 (Nichol and Dhariwal, 2021, equation 17).
     SquaredCosine,
+}
+
+/// How sampling steps are spread over training steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spacing {
+    /// Multiples of `train / steps` from 0 (plus `steps_offset`): never reaches the last training step.
+    Leading,
+    /// Multiples of `train / steps` back from the last training step.
+    Trailing,
+    /// Evenly from 0 to the last training step, both included.
+    Linspace,
 }
 
 /// Most training steps; published models have 1,000.
@@ -58,7 +69,7 @@ impl SchedulerConfig {
             "beta_start": 0.00085,
             "clip_sample": false,
             "num_train_timesteps": 1000,
-            "prediction_type": prediction_type.name(),
+            "prediction_type": prediction_type.as_str(),
             "set_alpha_to_one": false,
             "steps_offset": 1,
         });
@@ -185,7 +196,7 @@ impl SchedulerConfig {
         let prediction_type = keys.choice(
             "prediction_type",
             PredictionType::Epsilon,
-            &PredictionType::ALL.map(|kind| (kind.name(), kind)),
+            &PredictionType::ALL.map(|kind| (kind.as_str(), kind)),
         )?;
         let timestep_spacing = keys.choice(
             "timestep_spacing",
@@ -220,7 +231,7 @@ impl SchedulerConfig {
     /// The same schedule for a model with another kind of output (`--prediction-type`).
     #[must_use]
     pub fn with_prediction_type(mut self, prediction_type: PredictionType) -> Self {
-        self.file.insert("prediction_type".to_owned(), Value::from(prediction_type.name()));
+        self.file.insert("prediction_type".to_owned(), Value::from(prediction_type.as_str()));
         self.prediction_type = prediction_type;
         self
     }

@@ -7,9 +7,9 @@ use tch::Tensor;
 
 use super::{
     SchedulerConfig, Step,
-    config::refused,
+    config::{Spacing, refused},
     prediction::{Level, PredictionType},
-    spacing::{self, Spacing},
+    spacing,
     tables::NoiseSchedule,
 };
 use crate::{Error, Result};

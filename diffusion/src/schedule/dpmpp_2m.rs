@@ -8,10 +8,10 @@ use tch::Tensor;
 
 use super::{
     SchedulerConfig, Step,
-    config::BetaSchedule,
+    config::{BetaSchedule, Spacing},
     prediction::{Level, PredictionType},
     sigmas::{self, FinalSigma},
-    spacing::{self, Spacing},
+    spacing,
     tables::NoiseSchedule,
 };
 use crate::{Error, Result};

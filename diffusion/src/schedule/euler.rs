@@ -5,9 +5,10 @@ use tch::{Kind, Tensor};
 
 use super::{
     SchedulerConfig, Step,
+    config::Spacing,
     prediction::{Level, PredictionType},
     sigmas::{self, FinalSigma},
-    spacing::{self, Spacing},
+    spacing,
     tables::NoiseSchedule,
 };
 use crate::Result;

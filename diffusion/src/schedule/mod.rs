@@ -14,60 +14,29 @@ mod sigmas;
 mod spacing;
 mod tables;
 
-use std::{f64::consts::PI, fmt, str::FromStr};
+use std::f64::consts::PI;
 
+use reward::closed_set;
 use tch::{Kind, Tensor};
 
-pub use config::{BetaSchedule, SchedulerConfig};
+pub use config::{BetaSchedule, SchedulerConfig, Spacing};
 pub use prediction::{Level, PredictionType};
-pub use spacing::Spacing;
 pub use tables::{NoiseSchedule, alphas_cumprod, betas};
 
 use self::{ddim::Ddim, dpmpp_2m::Dpmpp2m, euler::Euler, euler_ancestral::EulerAncestral};
 use crate::{Error, Result};
 
-/// The samplers, by the names they have on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SamplerName {
-    /// `ddim`: DDIM with any eta.
-    Ddim,
-    /// `dpmpp-2m`: DPM-Solver++ 2M.
-    Dpmpp2m,
-    /// `euler`: Euler.
-    Euler,
-    /// `euler-a`: Euler ancestral.
-    EulerA,
-}
-
-impl SamplerName {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Ddim, Self::Dpmpp2m, Self::Euler, Self::EulerA];
-
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ddim => "ddim",
-            Self::Dpmpp2m => "dpmpp-2m",
-            Self::Euler => "euler",
-            Self::EulerA => "euler-a",
-        }
-    }
-}
-
-impl fmt::Display for SamplerName {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name())
-    }
-}
-
-impl FromStr for SamplerName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|sampler| sampler.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            Error::usage(format!("unknown scheduler `{text}`, want one of {names}"))
-        })
+closed_set! {
+    /// The samplers, by the names they have on the command line.
+    pub enum SamplerName: "scheduler" {
+        /// `ddim`: DDIM with any eta.
+        Ddim = "ddim",
+        /// `dpmpp-2m`: DPM-Solver++ 2M.
+        Dpmpp2m = "dpmpp-2m",
+        /// `euler`: Euler.
+        Euler = "euler",
+        /// `euler-a`: Euler ancestral.
+        EulerA = "euler-a",
     }
 }
 
@@ -76,7 +45,7 @@ impl FromStr for SamplerName {
 pub struct Step {
     /// `[B,C,h,w]`, fp32.
     pub mean: Tensor,
-    /// Of every element; 0 where the step is deterministic.
+    /// Standard deviation of every element; 0 where the step is deterministic.
     pub std: f64,
     /// The x₀ that the step was taken towards, `[B,C,h,w]`, fp32 (clipped where the config says so).
     pub predicted_original: Tensor,
@@ -198,7 +167,7 @@ mod tests {
         }
         assert_eq!(
             "pndm".parse::<SamplerName>().unwrap_err().to_string(),
-            "unknown scheduler `pndm`, want one of ddim, dpmpp-2m, euler, euler-a"
+            "unknown scheduler `pndm`, expected `ddim`, `dpmpp-2m`, `euler`, `euler-a`"
         );
     }
 

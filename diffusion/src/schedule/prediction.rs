@@ -1,44 +1,17 @@
 //! What a diffusion model's output means, and how the three meanings convert.
 
-use std::str::FromStr;
-
+use reward::closed_set;
 use tch::{Kind, Tensor};
 
-use crate::{Error, Result};
-
-/// What the model predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PredictionType {
-    /// ε, the noise in its input (SD 1.x, SD 2.1-base).
-    Epsilon,
-    /// v = sqrt(ā) ε − sqrt(1 − ā) x₀ (SD 2.1-768; Salimans and Ho, 2022, arXiv 2202.00512, section 4).
-    Velocity,
-    /// x₀, the clean latents.
-    Sample,
-}
-
-impl PredictionType {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Epsilon, Self::Velocity, Self::Sample];
-
-    /// Its name in `scheduler_config.json`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Epsilon => "epsilon",
-            Self::Velocity => "v_prediction",
-            Self::Sample => "sample",
-        }
-    }
-}
-
-impl FromStr for PredictionType {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|known| known.name() == text).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            Error::usage(format!("unknown prediction type `{text}`, want one of {names}"))
-        })
+closed_set! {
+    /// What the model predicts.
+    pub enum PredictionType: "prediction type" {
+        /// ε, the noise in its input (SD 1.x, SD 2.1-base).
+        Epsilon = "epsilon",
+        /// v = sqrt(ā) ε − sqrt(1 − ā) x₀ (SD 2.1-768; Salimans and Ho, 2022, arXiv 2202.00512, section 4).
+        Velocity = "v_prediction",
+        /// x₀, the clean latents.
+        Sample = "sample",
     }
 }
 

@@ -3,17 +3,6 @@
 use super::config::SchedulerConfig;
 use crate::{Error, Result};
 
-/// How sampling steps are spread over training steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spacing {
-    /// Multiples of `train / steps` from 0 (plus `steps_offset`): never reaches the last training step.
-    Leading,
-    /// Multiples of `train / steps` back from the last training step.
-    Trailing,
-    /// Evenly from 0 to the last training step, both included.
-    Linspace,
-}
-
 /// Refuses a number of steps that cannot be spread, before anything is spread.
 pub(super) fn check(config: &SchedulerConfig, steps: usize) -> Result<()> {
     let train = config.num_train_timesteps;

@@ -39,7 +39,7 @@ fn size(shapes: &Shapes, key: &str, dimension: usize) -> Found<usize> {
     shapes.get(key).and_then(|shape| shape.get(dimension)).copied().ok_or_else(|| key.to_owned())
 }
 
-/// Of diffusers' keys.
+/// Width of the prompt's hidden states, by diffusers' keys.
 pub(super) fn cross_attention_width(shapes: &Shapes) -> Option<usize> {
     let (_, shape) = shapes.iter().find(|(key, _)| key.ends_with(".attn2.to_k.weight"))?;
     shape.get(1).copied()
@@ -61,8 +61,8 @@ pub(super) fn unet(shapes: &Shapes, family: Family) -> Found<Value> {
     let linear = shapes.get(projection).ok_or_else(|| projection.to_owned())?.len() == 2;
     // The *number* of heads, whatever the name says: 8 in 1.x, channels / 64 in 2.x.
     let heads = match family {
-        Family::One => json!(8),
-        Family::Two => json!(channels.iter().map(|width| width.div_euclid(64).max(1)).collect::<Vec<_>>()),
+        Family::V1 => json!(8),
+        Family::V2 => json!(channels.iter().map(|width| width.div_euclid(64).max(1)).collect::<Vec<_>>()),
     };
     Ok(json!({
         "_class_name": "UNet2DConditionModel",
@@ -118,15 +118,15 @@ pub(super) fn text(shapes: &Shapes, family: Family) -> Found<Value> {
         "attention_dropout": 0.0,
         "bos_token_id": 0,
         "eos_token_id": 2,
-        "hidden_act": match family { Family::One => "quick_gelu", Family::Two => "gelu" },
+        "hidden_act": match family { Family::V1 => "quick_gelu", Family::V2 => "gelu" },
         "hidden_size": width,
         "intermediate_size": size(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0)?,
         "layer_norm_eps": 1e-5,
         "max_position_embeddings": size(shapes, "text_model.embeddings.position_embedding.weight", 0)?,
         "num_attention_heads": width.div_euclid(64).max(1),
         "num_hidden_layers": count(shapes, "text_model.encoder.layers."),
-        "pad_token_id": match family { Family::One => 1, Family::Two => 0 },
-        "projection_dim": match family { Family::One => 768, Family::Two => 512 },
+        "pad_token_id": match family { Family::V1 => 1, Family::V2 => 0 },
+        "projection_dim": match family { Family::V1 => 768, Family::V2 => 512 },
         "vocab_size": vocabulary,
     }))
 }

@@ -68,9 +68,9 @@ const IGNORED: [&str; 25] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// 1.x: OpenAI's text encoder, cross-attention 768 wide.
-    One,
+    V1,
     /// 2.x: open_clip's ViT-H text encoder without its last layer, cross-attention 1024 wide.
-    Two,
+    V2,
 }
 
 /// A single-file checkpoint, its keys sorted out.
@@ -170,10 +170,10 @@ impl SingleFile {
             )));
         }
         let family = match configs::cross_attention_width(&unet.shapes) {
-            Some(768) => Family::One,
-            Some(1024) => Family::Two,
-            _ if has(OPEN_CLIP_TEXT) => Family::Two,
-            _ => Family::One,
+            Some(768) => Family::V1,
+            Some(1024) => Family::V2,
+            _ if has(OPEN_CLIP_TEXT) => Family::V2,
+            _ => Family::V1,
         };
         let said = said::Said::read(&file, family)?;
         let single = Self { path: path.to_owned(), family, unet, vae, text, said };

@@ -81,7 +81,7 @@ impl Said {
                 statements.push(Statement { place: format!("`{key}` \"{value}\""), prediction: named(value) });
             }
         }
-        let architecture = text("modelspec.architecture").filter(|_| family == Family::Two).and_then(|value| {
+        let architecture = text("modelspec.architecture").filter(|_| family == Family::V2).and_then(|value| {
             let prediction = match value {
                 "stable-diffusion-v2-768-v" => PredictionType::Velocity,
                 "stable-diffusion-v2-512" => PredictionType::Epsilon,
@@ -94,7 +94,7 @@ impl Said {
             path: path.to_owned(),
             family,
             statements,
-            hint: architecture.or_else(|| (family == Family::Two).then(|| saved_at(path)).flatten()),
+            hint: architecture.or_else(|| (family == Family::V2).then(|| saved_at(path)).flatten()),
             zero_snr: has(ZERO_SNR),
             schedule: Map::new(),
             resolution: text("modelspec.resolution").and_then(resolution),
@@ -131,8 +131,8 @@ impl Said {
         }
         let layer = get("cond_stage_config.params.layer");
         let wanted = match self.family {
-            Family::One => "last",
-            Family::Two => "penultimate",
+            Family::V1 => "last",
+            Family::V2 => "penultimate",
         };
         if let Some(layer) = layer.filter(|layer| *layer != wanted) {
             return Err(refused("cond_stage_config.params.layer", layer, wanted)
@@ -190,7 +190,7 @@ impl Said {
     /// What the user should know of it.
     pub(super) fn remarks(&self, asked: Option<PredictionType>) -> Result<Vec<Remark>> {
         let (prediction, by) = self.prediction(asked)?;
-        let (name, file) = (prediction.name(), self.path.display());
+        let (name, file) = (prediction.as_str(), self.path.display());
         let mut remarks = vec![match (asked, by) {
             (Some(_), _) => {
                 let other = self.statements.iter().find(|said| said.prediction != Some(prediction));
@@ -198,7 +198,7 @@ impl Said {
                 Remark::Note(format!("prediction type: {name}, as asked{but}"))
             }
             (None, Some(by)) => Remark::Note(format!("prediction type: {name}, as {file} says ({})", by.place)),
-            (None, None) if self.family == Family::Two => Remark::Warning(format!(
+            (None, None) if self.family == Family::V2 => Remark::Warning(format!(
                 "{file} does not say what it predicts: epsilon is assumed, as in 2.0-base and 2.1-base; 2.x models for 768 \
                  pixels predict v and need --prediction-type v_prediction"
             )),

@@ -179,7 +179,7 @@ impl Tokenizer {
     pub fn write_files(&self, folder: &Path) -> Result<()> {
         fs_err::create_dir_all(folder)?;
         for (name, bytes) in &self.files {
-            reward::weights::save::replace_file(&folder.join(name), |partial| Ok(fs_err::write(partial, bytes)?))?;
+            reward::files::replace_file(&folder.join(name), |partial| Ok(fs_err::write(partial, bytes)?))?;
         }
         Ok(())
     }

@@ -57,7 +57,7 @@ pub(super) struct Transformer {
     gate: Linear,
     mlp_out: Linear,
     proj_out: Linear,
-    /// Its place in [`Context`].
+    /// The place of this layer's keys and values in [`Context`].
     slot: usize,
 }
 

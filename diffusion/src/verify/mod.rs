@@ -7,9 +7,8 @@ mod text;
 use std::fmt;
 
 use reward::{
-    device::DeviceName,
+    device::{DeviceName, Precision},
     event::{Event, Observer},
-    train::config::Precision,
 };
 use serde::Serialize;
 use tch::{Kind, Tensor};
@@ -17,7 +16,7 @@ use tch::{Kind, Tensor};
 use crate::{
     Result,
     lora::{Lora, LoraSpec},
-    noise::normal,
+    noise::{Stream, normal},
     pipeline::default_precision,
     source::{Source, SourceOptions},
     text::TextEncoder,
@@ -165,7 +164,7 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
     let (config, weights) = source.unet()?;
     let ours = Unet::new(&config, weights.to(device, kind).adapters(lora.unet))?;
     let side = config.sample_size[0].min(LARGEST_SIDE);
-    let latents = normal(options.seed, "latents", &[1, config.channels, side, side]).to_device(device);
+    let latents = normal(options.seed, Stream::Latents, &[1, config.channels, side, side]).to_device(device);
     let expected = {
         let reference = reference::unet(&config, &ours.parameters)?;
         let run = || tch::no_grad(|| reference.model.forward(&latents, TIMESTEP, &context));
@@ -180,7 +179,7 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
     let (config, weights) = source.vae()?;
     let ours = Vae::new(&config, weights.to(device, kind))?;
     let reference = reference::vae(&config, &ours.parameters)?;
-    let pixels = normal(options.seed, "pixels", &[1, 3, side * config.factor(), side * config.factor()]);
+    let pixels = normal(options.seed, Stream::Pixels(0), &[1, 3, side * config.factor(), side * config.factor()]);
     let pixels = pixels.tanh().to_device(device);
     let (expected, noise) = tch::no_grad(|| reference::vae_sample(&reference.model, &pixels, options.seed as i64))?;
     let (mean, log_variance) = tch::no_grad(|| ours.encode(&pixels));

@@ -1,12 +1,11 @@
 //! diffusers-rs 0.3.1 with our weights: its models are built over a `VarStore`, whose variables are then filled from ours
 //! by key. It computes in fp32. It knows Stable Diffusion's own layouts only and panics on others: its panics become errors.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use diffusers::models::{
     unet_2d::{BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig},
     vae::{AutoEncoderKL, AutoEncoderKLConfig},
 };
+use reward::native::guarded;
 use tch::{
     Kind, Tensor,
     nn::{Path, VarStore},
@@ -22,7 +21,7 @@ use crate::{
 pub struct Reference<M> {
     /// The model.
     pub model: M,
-    /// Its variables, which are trainable.
+    /// The model's variables, which are trainable.
     pub variables: VarStore,
 }
 
@@ -31,11 +30,7 @@ pub struct Reference<M> {
 /// # Errors
 /// The panic, with what was being done.
 pub fn caught<T>(what: &str, run: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        let first_line = text.and_then(|text| text.lines().next()).unwrap_or("no message");
-        Error::data(format!("diffusers-rs cannot run {what}: {first_line}"))
-    })
+    guarded(run).map_err(|failure| Error::data(format!("diffusers-rs cannot run {what}: {failure}")))
 }
 
 /// The UNet of diffusers-rs with the weights of ours, adapters merged.

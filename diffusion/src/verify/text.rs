@@ -35,7 +35,7 @@ pub(super) fn hidden_states(
     }
 }
 
-/// Its config, where it has one for this architecture.
+/// The config of diffusers-rs for this architecture, if it has one.
 fn known(config: &TextConfig) -> Option<Config> {
     let published = [("sd15", Config::v1_5 as fn() -> Config), ("sd21-base", Config::v2_1)];
     let same = |name: &str| {

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use diffusion::{
-    algorithm::{Weighted, denoising},
+    algorithm::denoising,
     layer::Adapter,
+    noise::Stream,
+    objective::Weighted,
     policy::{End, Plan, Policy},
     schedule::{NoiseSchedule, SchedulerConfig},
     source::{Source, SourceOptions},
@@ -51,7 +53,7 @@ fn weighted_rewards_are_added_up() {
             .collect();
         let mut objective = golden.objective(&case, &rewards);
         objective.scales = vec![objective.scales[0]; weights.len()];
-        let start = policy.roll(&batch.noise("latents"), 0..plan.cut, &batch);
+        let start = policy.roll(&batch.noise(Stream::Latents), 0..plan.cut, &batch);
         let loss = objective.loss(&policy.unroll(&start, &plan, &batch, false), &batch).unwrap();
         assert_eq!(loss.rewards.len(), weights.len());
         loss.loss.double_value(&[])
@@ -146,7 +148,7 @@ fn detached_steps_and_branches_have_no_gradient() {
     let objective = golden.objective(&case, &rewards);
     let gradients = |trained: Vec<usize>| {
         golden.forget_gradients();
-        let unrolled = policy.unroll(&batch.noise("latents"), &plan(trained), &batch, false);
+        let unrolled = policy.unroll(&batch.noise(Stream::Latents), &plan(trained), &batch, false);
         objective.loss(&unrolled, &batch).unwrap().loss.backward();
         golden.gradients()
     };
@@ -156,10 +158,10 @@ fn detached_steps_and_branches_have_no_gradient() {
         assert!((gradient - &sum).norm().double_value(&[]) <= 1e-5 * gradient.norm().double_value(&[]), "{name}");
     }
     // Nothing trains: no graph at all.
-    let unrolled = policy.unroll(&batch.noise("latents"), &plan(Vec::new()), &batch, false);
+    let unrolled = policy.unroll(&batch.noise(Stream::Latents), &plan(Vec::new()), &batch, false);
     assert!(!unrolled.latents[0].requires_grad());
     // The unconditional branch alone: with guidance pulling all weight to it, a detached one gives no gradient.
-    let x = batch.noise("latents");
+    let x = batch.noise(Stream::Latents);
     let toward_negative = Policy { guidance_scale: 1.5, ..golden.policy(&case) };
     golden.forget_gradients();
     let (sum, positive) = (toward_negative.predict(&x, 0, &batch), {
@@ -190,7 +192,7 @@ fn a_small_adapter_counts_the_same_in_sampling_and_in_training() {
         let unet = Unet::new(&config, weights.to(Device::Cpu, kind).adapters(adapters.collect())).unwrap();
         let policy = Policy { unet: &unet, ..golden.policy(&case) };
         // The sampler is linear in the prediction: one step sampled tells it.
-        let x = batch.noise("latents");
+        let x = batch.noise(Stream::Latents);
         let sampled = policy.merged(|| Ok(policy.roll(&x, 0..1, &batch))).unwrap();
         let trained = policy.sampler.step(0, &policy.predict(&x, 0, &batch), &x, None).mean;
         let base = policy.sampler.step(0, &policy.predict_base(&x, 0, &batch), &x, None).mean;

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use diffusion::{
-    algorithm::{Algorithm, AlignProp, DraftK, DraftLv, Loss, Objective, Scale, Shaping, Weighted},
+    algorithm::{AlignProp, Backprop, DraftK, DraftLv},
     layer::Adapter,
+    noise::Stream,
+    objective::{Loss, Objective, Scale, Shaping, Weighted},
     policy::{Batch, End, Plan, Policy},
     schedule::{NoiseSchedule, PredictionType, Sampler, SamplerName, SchedulerConfig},
     source::{Source, SourceOptions},
@@ -13,10 +15,10 @@ use diffusion::{
 };
 use reward::{
     clip::{
-        in_graph::preprocess,
         model::{Clip, Depth, unit},
+        preprocess_tensor::preprocess,
     },
-    score::reward::Reward,
+    rewards::Reward,
     weights::{Checkpoint, OpenOptions},
 };
 use serde_json::Value;
@@ -109,7 +111,9 @@ impl Golden {
             prompts: vec![String::new(); length as usize],
             context: self.fixture.torch("context").narrow(0, start, length),
             shape: [4, 8, 8],
-            noise: Box::new(move |name, _| rows(&name.replace("step/", "step_noise.").replace("renoise/", "renoise."))),
+            noise: Box::new(move |name: Stream, _| {
+                rows(&name.to_string().replace("step/", "step_noise.").replace("renoise/", "renoise."))
+            }),
         }
     }
 
@@ -177,13 +181,13 @@ fn count(case: &Value, name: &str) -> usize {
 /// The method of a case, with what it draws at random given.
 pub(crate) struct Given {
     pub(crate) plan: Plan,
-    pub(crate) algorithm: Box<dyn Algorithm>,
+    pub(crate) algorithm: Box<dyn Backprop>,
 }
 
 pub(crate) fn given(case: &Value, steps: usize) -> Given {
-    let mut stream = diffusion::noise::stream(0, "plan");
+    let mut stream = diffusion::noise::stream(0, Stream::Plan(0));
     let planned =
-        |algorithm: Box<dyn Algorithm>, stream: &mut _| Given { plan: algorithm.plan(steps, stream), algorithm };
+        |algorithm: Box<dyn Backprop>, stream: &mut _| Given { plan: algorithm.plan(steps, stream), algorithm };
     match case["method"].as_str().unwrap() {
         "draft" => planned(Box::new(DraftK { k: count(case, "k") }), &mut stream),
         "draft_lv" => planned(Box::new(DraftLv { copies: count(case, "renoises") }), &mut stream),

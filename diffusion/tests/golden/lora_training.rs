@@ -4,12 +4,12 @@
 use std::{path::Path, sync::atomic::AtomicBool};
 
 use diffusion::{
-    algorithm::AlgorithmName,
-    finetune::{Ended, FinetuneConfig, dry_run, finetune},
+    algorithm::{self, Data, Method, MethodName},
+    finetune::{FinetuneConfig, dry_run, finetune},
     lora::{self, Base, Lora, LoraSpec, merge},
     source::{Source, SourceOptions},
 };
-use reward::{event::Silent, weights::file::TensorFile};
+use reward::{event::Silent, run::Ended, weights::file::TensorFile};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -99,14 +99,14 @@ fn model(folder: &Path) -> String {
     model.display().to_string()
 }
 
-fn config(folder: &Path, algorithm: AlgorithmName) -> FinetuneConfig {
+fn config(folder: &Path, method: &'static Method) -> FinetuneConfig {
     let (prompts, images) = (folder.join("prompts.txt"), folder.join("images.csv"));
     fs_err::write(&prompts, "a fox\nan owl\n").unwrap();
     image::RgbImage::from_pixel(64, 64, image::Rgb([200, 30, 30])).save(folder.join("red.png")).unwrap();
     fs_err::write(&images, "prompt,path\nred,red.png\nred again,red.png\n").unwrap();
-    let by_reward = algorithm != AlgorithmName::Denoising;
+    let by_reward = method.data == Data::Prompts;
     FinetuneConfig {
-        algorithm: Some(algorithm),
+        algorithm: Some(MethodName(method)),
         model: Some(model(folder)),
         reward: if by_reward { vec!["random:tiny".parse().unwrap()] } else { Vec::new() },
         prompts: by_reward.then_some(prompts),
@@ -133,7 +133,7 @@ fn run(config: &FinetuneConfig) -> std::path::PathBuf {
 
 #[test]
 fn every_method_trains_adapters_on_convolutions_and_saves_them() {
-    for algorithm in AlgorithmName::ALL {
+    for algorithm in algorithm::ALL {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), algorithm);
         dry_run(&config, &Silent, &AtomicBool::new(false)).unwrap();
@@ -177,7 +177,7 @@ fn what_a_run_starts_from_is_saved_again() {
         lora_targets: plain.lora_targets,
         learning_rate: 1e-12,
         train_steps: 1,
-        ..config(folder.path(), AlgorithmName::DraftK)
+        ..config(folder.path(), algorithm::ALL[1])
     };
     let source = Source::open(config.model.as_deref().unwrap(), SourceOptions::default()).unwrap();
     let layers = source.layers().unwrap();
@@ -217,7 +217,8 @@ fn kohyas_file_says_its_base_and_keeps_it_when_converted() {
         .map(|(name, shape)| (name.clone(), shape.clone()));
     let adapters = lora::fresh(&shapes.collect(), &["to_k".to_owned()], 1, 2.0, 0).unwrap();
     let lora = Lora { unet: adapters, ..Lora::default() };
-    lora::kohya(&first, &lora, &Base::of_model(&source, "fox".to_owned()).unwrap()).unwrap();
+    let base = Base::of_model(&layers, source.scheduler().unwrap().prediction_type, "fox".to_owned());
+    lora::kohya(&first, &lora, &base).unwrap();
     let wanted = [
         ("ss_v2", "True"),
         ("ss_base_model_version", "sd_v2"),

@@ -21,7 +21,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Of the tensors `NAME.weight` and `NAME.bias`.
+    /// The layer of the tensors `NAME.weight` and `NAME.bias`.
     pub(crate) fn named(parameters: &Parameters, name: &str) -> Self {
         Self::new(parameters, &format!("{name}.weight"), &format!("{name}.bias"))
     }

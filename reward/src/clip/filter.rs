@@ -6,7 +6,7 @@ use std::fmt;
 
 use fast_image_resize::FilterType;
 
-use super::preprocessing::Side;
+use super::side::Side;
 
 /// How a picture is resampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

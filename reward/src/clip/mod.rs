@@ -8,11 +8,12 @@ pub mod description;
 pub mod filter;
 pub mod hugging_face;
 #[cfg(feature = "torch")]
-pub mod in_graph;
-#[cfg(feature = "torch")]
 pub mod model;
 pub mod open_clip;
 pub mod preprocess;
+#[cfg(feature = "torch")]
+pub mod preprocess_tensor;
 pub mod preprocessing;
+mod side;
 pub mod tokenizer;
 mod vocabulary;

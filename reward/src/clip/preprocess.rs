@@ -11,7 +11,8 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 
 use super::{
     filter::{Filter, nearest_sources},
-    preprocessing::{Preprocessing, Side},
+    preprocessing::Preprocessing,
+    side::Side,
 };
 use crate::Result;
 use crate::data::image::{DecodeOptions, Decoded, Mode, Picture, decode};

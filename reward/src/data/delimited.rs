@@ -2,9 +2,9 @@
 
 use csv::{Position, ReaderBuilder, StringRecord};
 
+use super::cell::{Cell, Column, Raw, cell, with_partitions};
 use super::format::Format;
 use super::parts::Part;
-use super::rows::{Cell, Column, Raw, cell, with_partitions};
 use crate::{Error, Result, foreign::Foreign, text};
 
 /// What may lie between cells, by how common it is. Excel writes semicolons where the comma is part of numbers.

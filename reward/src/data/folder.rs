@@ -7,8 +7,8 @@ use std::{
 
 use super::{
     distinct::{DistinctImages, DistinctStrings},
-    image_set::examples,
     manifest::{Manifest, ManifestRow},
+    named::examples,
     parts::not_utf8,
     source::ImageSource,
 };

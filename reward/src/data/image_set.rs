@@ -10,13 +10,11 @@ use super::{
     folder::{Listing, captioned, is_metadata, is_table_of_folder, other_tables_in, table_in},
     format::Format,
     manifest::{Manifest, ManifestRow, Reading},
+    named::examples,
     parts::{parts, tables_in},
     source::ImageSource,
 };
 use crate::{Error, Result, foreign};
-
-/// How many examples an error names.
-const EXAMPLES: usize = 3;
 
 /// Images with their prompts and seeds; no two rows have both in common.
 #[derive(Debug, Clone)]
@@ -233,12 +231,6 @@ pub struct Pairs {
     pub matched: Vec<(usize, usize)>,
     /// What was left over, for people; nothing if all rows have a partner.
     pub mismatch: Option<String>,
-}
-
-/// The first few of them.
-pub(super) fn examples(all: &[String]) -> String {
-    let more = if all.len() > EXAMPLES { ", …" } else { "" };
-    format!("{}{more}", all[..all.len().min(EXAMPLES)].join(", "))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use std::fmt::Display;
 
 use serde_json::{Map, Value};
 
+use super::cell::{Cell, Column, Kind, Raw, cell, with_partitions};
 use super::format::Format;
 use super::parts::Part;
-use super::rows::{Cell, Column, Kind, Raw, cell, with_partitions};
 use crate::{Error, Result, foreign::Foreign, text};
 
 /// As [`super::rows::read`], of JSON and JSON lines, whichever of them the file holds.

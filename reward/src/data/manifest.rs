@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use super::cell::{Column, Kind};
 use super::content::content_hash;
 use super::distinct::{DistinctImages, DistinctStrings};
 use super::parts::parts;
-use super::rows::{self, Column, Kind};
+use super::rows;
 use super::source::ImageSource;
 use crate::{Error, Result};
 

@@ -1,5 +1,6 @@
 //! From files to triplets: parquet rows, manifests, preflight, image decoding, worker threads.
 
+mod cell;
 pub(crate) mod columns;
 mod content;
 mod delimited;

@@ -50,6 +50,15 @@ impl fmt::Display for Named {
     }
 }
 
+/// How many examples an error names.
+const EXAMPLES: usize = 3;
+
+/// The first few of `all`.
+pub(super) fn examples(all: &[String]) -> String {
+    let more = if all.len() > EXAMPLES { ", …" } else { "" };
+    format!("{}{more}", all[..all.len().min(EXAMPLES)].join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,10 @@ use serde_json::Value;
 use super::delimited::header;
 use super::format::Format;
 use super::parts::{Part, parts};
-use super::rows::{self, Column, Kind};
+use super::{
+    cell::{Column, Kind},
+    rows,
+};
 use crate::{Error, Result, foreign::Foreign, text};
 
 /// The names that objects in JSON have for a prompt, the first that is there; of other tables only the first counts.

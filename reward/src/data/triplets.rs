@@ -49,9 +49,9 @@ pub struct Triplets {
 /// A column by whose values accuracy is broken down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slices {
-    /// Its name.
+    /// The column's name.
     pub column: String,
-    /// Its value in each row, `null` for null.
+    /// The value in each row, `null` for null.
     pub values: Vec<String>,
 }
 

@@ -14,14 +14,14 @@ use crate::{
         tokenizer::{Tokenizer, Tokens},
     },
     data::source::ImageSource,
+    engine::{Engine, embed_images, embed_prompts, engine},
     event::Event,
-    score::{Engine, embed_images, embed_prompts, engine},
     weights::{Checkpoint, sha256, wrappers},
 };
 
 pub(super) struct SharedClip {
     checkpoint: Checkpoint,
-    /// Of its weights.
+    /// SHA-256 of the weights.
     pub(super) sha256: String,
     engine: Option<Box<dyn Engine>>,
     /// Unit embeddings by image hash, where they are needed beyond scores.
@@ -144,7 +144,7 @@ pub(super) fn reading(config: &ClipConfig) -> String {
     text
 }
 
-/// Of the weights file; of several, of what `sha256sum` would print in their folder; of random weights, of name and seed.
+/// SHA-256 of the weights file; for several, of what `sha256sum` would print in their folder; for random weights, of name and seed.
 pub(crate) fn checkpoint_sha256(name: &str, files: &[PathBuf], seed: u64) -> Result<String> {
     if let [file] = files {
         let sha256 = sha256::of_file(file)?;

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, error::did_you_mean, score::spec::RewardName};
+use crate::{Error, Result, closed_set, error::unknown_name, measures::PixelMeasure, rewards::name::RewardName};
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,70 +19,22 @@ pub enum MetricName {
     SetDistance(SetDistance),
 }
 
-/// A distance between the CLIP embeddings of two sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetDistance {
-    /// Fréchet's, as in FID.
-    FidClip,
-    /// Of means in a kernel's space, as in KID.
-    KidClip,
+closed_set! {
+    /// A distance between the CLIP embeddings of two sets.
+    pub enum SetDistance: "distance" {
+        /// Fréchet's, as in FID.
+        FidClip = "fid-clip",
+        /// The distance of means in a kernel's space, as in KID.
+        KidClip = "kid-clip",
+    }
 }
 
 impl SetDistance {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::FidClip, Self::KidClip];
-
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::FidClip => "fid-clip",
-            Self::KidClip => "kid-clip",
-        }
-    }
-
     /// What its number is.
     pub fn convention(self) -> &'static str {
         match self {
             Self::FidClip => "Frechet distance to the baseline on unit CLIP embeddings (not Inception's FID), 0 and up",
             Self::KidClip => "unbiased MMD^2 to the baseline on unit CLIP embeddings, kernel (x.y/d + 1)^3, all images",
-        }
-    }
-}
-
-/// What is measured of an image alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PixelMeasure {
-    /// Mean HSV saturation.
-    Saturation,
-    /// Deviation of luma.
-    Contrast,
-    /// Share of pixels on an edge.
-    EdgeDensity,
-    /// How many colours, and how evenly.
-    ColourEntropy,
-}
-
-impl PixelMeasure {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Saturation, Self::Contrast, Self::EdgeDensity, Self::ColourEntropy];
-
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Saturation => "saturation",
-            Self::Contrast => "contrast",
-            Self::EdgeDensity => "edge-density",
-            Self::ColourEntropy => "colour-entropy",
-        }
-    }
-
-    /// What its numbers are.
-    pub fn convention(self) -> &'static str {
-        match self {
-            Self::Saturation => "mean HSV saturation of the pixels, 0..1",
-            Self::Contrast => "standard deviation of Rec. 601 luma, 0..0.5",
-            Self::EdgeDensity => "share of pixels with a Sobel gradient of luma above 0.4, 0..1",
-            Self::ColourEntropy => "entropy in bits of the histogram of 512 colours, 8 levels a channel, 0..9",
         }
     }
 }
@@ -124,7 +76,7 @@ impl MetricName {
 pub struct MetricSpec {
     /// What is measured.
     pub name: MetricName,
-    /// Its weights; given exactly where [`MetricName::Reward`] is measured.
+    /// The weights; given exactly where [`MetricName::Reward`] is measured.
     pub path: Option<String>,
 }
 
@@ -138,11 +90,7 @@ impl FromStr for MetricSpec {
         };
         let name = MetricName::all().find(|known| known.as_str() == name).ok_or_else(|| {
             let known: Vec<&str> = MetricName::all().map(MetricName::as_str).collect();
-            let error = Error::usage(format!("unknown metric `{name}`, expected `{}`", known.join("`, `")));
-            match did_you_mean(name, known) {
-                Some(hint) => error.hint(hint),
-                None => error,
-            }
+            unknown_name("metric", name, &known)
         })?;
         match (name, path.filter(|path| !path.is_empty())) {
             (MetricName::Reward(_), None) => Err(Error::usage(format!("metric `{}` needs weights", name.as_str()))

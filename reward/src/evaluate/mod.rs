@@ -31,9 +31,10 @@ use crate::{
         source::ImageSource,
     },
     device::DeviceName,
-    eval::{best_of::best_of, comparison::Pair},
+    engine::EmbedOptions,
+    error::interrupted,
     event::{Event, Observer},
-    score::{EmbedOptions, interrupted},
+    statistics::{best_of::best_of, comparison::Pair},
     weights::{OpenOptions, sha256},
 };
 
@@ -149,7 +150,7 @@ pub struct Column {
     pub label: String,
     /// What the numbers are, for every set.
     pub conventions: Vec<String>,
-    /// Of the weights; empty where there are none.
+    /// SHA-256 of the weights; empty for a metric without any.
     pub checkpoint_sha256: String,
     /// A score for every row of every set.
     pub scores: Vec<Vec<Option<f64>>>,
@@ -220,7 +221,7 @@ impl Evaluation<'_> {
         self.judged - 1
     }
 
-    /// Its name, as far as it must be told from others: `set` where it is the only one.
+    /// The name of the last judged set, as far as others have to be told from it: `set` if it is the only one.
     pub fn shown_name(&self) -> &str {
         if self.judged > 1 { &self.sets[self.last()].name } else { "set" }
     }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Item, Run, metric::PixelMeasure};
+use super::{Item, Run};
 use crate::{
     Error, Result,
     clip::preprocess::rgb,
@@ -11,9 +11,10 @@ use crate::{
         loader::ordered,
         preflight::check_header,
     },
+    engine::warn_of_truncated,
+    error::interrupted,
     event::Event,
-    metrics::{colour_entropy, contrast, edge_density, saturation},
-    score::{interrupted, warn_of_truncated},
+    measures::PixelMeasure,
 };
 
 /// A decoded image: height, width, RGB bytes row by row.
@@ -25,13 +26,7 @@ struct Pixels {
 
 /// The measure of every image, set in `found` as soon as it is known.
 pub(super) fn measured(measure: PixelMeasure, items: &[Item], run: &Run, found: &mut [Option<f64>]) -> Result<()> {
-    let of = match measure {
-        PixelMeasure::Saturation => saturation,
-        PixelMeasure::Contrast => contrast,
-        PixelMeasure::EdgeDensity => edge_density,
-        PixelMeasure::ColourEntropy => colour_entropy,
-    };
-    scores(measure.as_str(), items, Device::Cpu, run, found, |pixels, _| Ok(of(pixels)))
+    scores(measure.as_str(), items, Device::Cpu, run, found, |pixels, _| Ok(measure.of(pixels)))
 }
 
 /// What `score` gives for batches of neighbours of one size: `pixels` `[B, 3, H, W]`, fp32 in 0..=1, and B prompts to `[B]`;

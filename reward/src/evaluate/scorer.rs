@@ -6,7 +6,7 @@ use super::{
     Column, Item, Run,
     clip::SharedClip,
     diversity,
-    metric::{MetricName, MetricSpec, PixelMeasure, SetDistance},
+    metric::{MetricName, MetricSpec, SetDistance},
     scores::{Key, ScoreRow, Store},
     summary::MetricSummary,
 };
@@ -15,11 +15,14 @@ use super::{
     clip::{checkpoint_sha256, reading},
     pixels,
 };
-use crate::{Error, Result, data::image_set::ImageSet, event::Event, score::spec::RewardName, weights::sha256};
+use crate::{
+    Error, Result, data::image_set::ImageSet, event::Event, measures::PixelMeasure, rewards::name::RewardName,
+    weights::sha256,
+};
 #[cfg(feature = "torch")]
 use crate::{
     clip::{config::Activation, preprocessing::Preprocessing},
-    score::spec::{LoadOptions, RewardSpec},
+    rewards::{load::LoadOptions, spec::RewardSpec},
 };
 
 /// Turns a metric's name into scores.
@@ -258,8 +261,8 @@ impl<'a> Scorer<'a> {
         if known.contains(&None) {
             let features = self.features(&path)?;
             let of = match distance {
-                SetDistance::FidClip => crate::metrics::frechet_distance,
-                SetDistance::KidClip => crate::metrics::kernel_distance,
+                SetDistance::FidClip => crate::measures::frechet_distance,
+                SetDistance::KidClip => crate::measures::kernel_distance,
             };
             for ((key, own), known) in keys.iter().zip(&features).zip(&mut known) {
                 let value = of(own, &features[features.len() - 1]);

@@ -18,9 +18,8 @@ use parquet::{
 use crate::{
     Error, Result,
     data::columns::{Table, strings, whole_numbers},
-    output::{folder_of, followed},
+    files::{folder_of, followed, replace_file},
     seed,
-    weights::save::replace_file,
 };
 
 const SCHEMA: &str = "message scores {
@@ -49,9 +48,9 @@ pub struct ScoreRow {
     pub score: Option<f64>,
     /// What the number is.
     pub convention: String,
-    /// Of the image file.
+    /// SHA-256 of the image file.
     pub image_sha256: String,
-    /// Of the weights; empty where there are none.
+    /// SHA-256 of the weights; empty for a metric without any.
     pub checkpoint_sha256: String,
 }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
-use crate::eval::{
+use crate::statistics::{
     agreement::spearman,
-    comparison::{Comparison, Pair, deviation, mean},
+    comparison::{Comparison, Pair},
+    deviation,
     intervals::bootstrap_mean_by_prompt,
+    mean,
 };
 
 /// What `evaluate --json` prints.
@@ -25,11 +27,11 @@ pub struct Summary {
 /// One set of images.
 #[derive(Debug, Serialize)]
 pub struct SetSummary {
-    /// Its name.
+    /// The set's name.
     pub name: String,
-    /// Its rows.
+    /// Images, one per row.
     pub n_images: usize,
-    /// Its distinct prompts.
+    /// Distinct prompts.
     pub n_prompts: usize,
     /// By the label of the metric, in the order asked for.
     #[serde(serialize_with = "as_map")]
@@ -68,12 +70,12 @@ pub struct MetricSummary {
     pub interval_high: Option<f64>,
     /// What the number is.
     pub convention: String,
-    /// Of the weights, where there are any.
+    /// SHA-256 of the weights, if the metric has any.
     pub checkpoint_sha256: Option<String>,
 }
 
 impl MetricSummary {
-    /// Of scores with their prompts. The same `seed` gives the same interval.
+    /// Summarises scores with their prompts. The same `seed` gives the same interval.
     pub(super) fn of(scored: &[(&str, f64)], convention: &str, checkpoint_sha256: &str, seed: u64) -> Self {
         let (prompts, scores): (Vec<&str>, Vec<f64>) = scored.iter().copied().unzip();
         let any = !scores.is_empty();
@@ -98,7 +100,7 @@ fn as_map<S: Serializer>(metrics: &[(String, MetricSummary)], serializer: S) -> 
 pub struct PromptRow {
     /// The prompt.
     pub prompt: String,
-    /// Its pairs.
+    /// Pairs in the slice.
     pub pairs: usize,
     /// Mean score of the set's images.
     pub mean: f64,

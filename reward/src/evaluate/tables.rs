@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     data::image_set::{ImageSet, Pairs},
-    eval::comparison::{Comparison, compare},
+    statistics::comparison::{Comparison, compare},
 };
 
 /// What figures are made of.

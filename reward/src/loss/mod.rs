@@ -4,19 +4,20 @@ pub mod bradley_terry;
 pub mod info_nce;
 pub mod triplet;
 
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// Which loss is trained (`--loss-name`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LossName {
-    /// The original's: [`triplet`].
-    Triplet,
-    /// [`bradley_terry`].
-    BradleyTerry,
-    /// [`info_nce`].
-    InfoNce,
+use crate::closed_set;
+
+closed_set! {
+    /// Which loss is trained (`--loss-name`).
+    pub enum LossName: "loss" {
+        /// The original's: [`triplet`].
+        Triplet = "triplet",
+        /// [`bradley_terry`].
+        BradleyTerry = "bradley-terry",
+        /// [`info_nce`].
+        InfoNce = "info-nce",
+    }
 }
 
 /// One batch of unit embeddings.

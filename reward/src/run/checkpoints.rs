@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{checksums, place::followed};
-use crate::Result;
+use super::checksums;
+use crate::{Result, files::followed};
 
 /// Where a run keeps them.
 pub const FOLDER: &str = "checkpoints";

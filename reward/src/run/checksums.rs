@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, os::unix::fs::FileExt, path::Path};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, text, weights::save::json_file};
+use crate::{Error, Result, files::json_file, text};
 
 /// The file's name.
 pub const FILE: &str = "checksums.json";

@@ -4,11 +4,11 @@ use std::{io::Write, path::Path};
 
 use serde_json::Value;
 
-use super::{place::followed, tensorboard::EventWriter};
+use super::tensorboard::EventWriter;
 use crate::{
     Result,
     event::{Event, Observer},
-    weights::save::replace_file,
+    files::{followed, replace_file},
 };
 
 /// The name of the JSON lines.

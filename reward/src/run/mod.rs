@@ -4,6 +4,7 @@ pub mod checkpoints;
 pub mod checksums;
 pub mod inputs;
 pub mod metrics;
+pub mod order;
 pub mod place;
 pub mod resume;
 pub mod tensorboard;
@@ -13,9 +14,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result, event::Observer};
+use crate::{Error, Result, event::Observer, files::followed};
 use place::{CONFIG, Settings};
 use resume::ResumePoint;
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// All steps are done; the result is in this folder.
+    Finished(PathBuf),
+    /// Asked to stop; everything up to `step` is saved.
+    Interrupted {
+        /// Optimizer steps done.
+        step: usize,
+    },
+}
 
 /// A folder held by this process until it is dropped.
 pub struct RunFolder {
@@ -79,10 +92,7 @@ impl RunFolder {
     /// The disk refuses.
     pub fn settle(&self, config: &impl Settings) -> Result<()> {
         if self.path.join(CONFIG).is_file() {
-            config
-                .folders()
-                .iter()
-                .try_for_each(|name| checkpoints::settle(&place::followed(&self.path.join(name))?))?;
+            config.folders().iter().try_for_each(|name| checkpoints::settle(&followed(&self.path.join(name))?))?;
             checkpoints::settle_all(&self.path)?;
         }
         Ok(())
@@ -115,7 +125,7 @@ impl RunFolder {
     /// The disk is full or not writable.
     pub fn write_config(&self, config: &impl serde::Serialize) -> Result<()> {
         let text = toml::to_string_pretty(config).map_err(|error| Error::data("settings").caused_by(error))?;
-        crate::weights::save::replace_file(&self.path.join(CONFIG), |path| Ok(fs_err::write(path, text)?))
+        crate::files::replace_file(&self.path.join(CONFIG), |path| Ok(fs_err::write(path, text)?))
     }
 }
 

@@ -1,11 +1,11 @@
 //! What may lie in a run's folder before the run begins or goes on: nothing of its names, or all of an earlier part of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{checkpoints, metrics};
-use crate::{Error, Result, text};
+use crate::{Error, Result, files::followed, text};
 
 /// The settings of a run, kept as its `config.toml`.
 pub const CONFIG: &str = "config.toml";
@@ -122,8 +122,7 @@ fn is_there(path: &Path) -> Result<bool> {
     match fs_err::metadata(path) {
         Ok(found) if found.is_dir() => Ok(true),
         Ok(_) => Err(Error::data(format!("{} is a file, wanted a folder", path.display()))),
-        Err(_) if fs_err::symlink_metadata(path).is_ok() => Err(dangling(path)),
-        Err(_) => Ok(false),
+        Err(_) => followed(path).map(|_| false),
     }
 }
 
@@ -137,25 +136,10 @@ fn is_empty(folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Where `path` leads: itself, or the end of its links.
-///
-/// # Errors
-/// It is a link to nothing.
-pub fn followed(path: &Path) -> Result<PathBuf> {
-    match fs_err::symlink_metadata(path) {
-        Ok(found) if found.is_symlink() => fs_err::canonicalize(path).map_err(|_| dangling(path)),
-        _ => Ok(path.to_owned()),
-    }
-}
-
-fn dangling(path: &Path) -> Error {
-    let target = fs_err::read_link(path).unwrap_or_default();
-    Error::data(format!("{} is a link to {}, which does not exist", path.display(), target.display()))
-        .hint("make what it points to, or remove the link")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use serde::Deserialize;
 
     use super::*;

@@ -12,32 +12,14 @@ use super::trainable::TrainingMode;
 use crate::{
     Error, Result,
     clip::config::Activation,
+    data::loader,
     data::preflight::{Level, OnBadImage},
     device::DeviceName,
+    device::Precision,
     loss::LossName,
     optim::Schedule,
     run::{changed_settings, place::Settings},
 };
-
-/// Kind of the activations and of the weights that are not trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// 32-bit floats.
-    Fp32,
-    /// bfloat16 activations and frozen weights; what trains, LayerNorm and the losses stay in fp32.
-    Bf16,
-}
-
-impl Precision {
-    /// In libtorch's terms.
-    pub fn kind(self) -> tch::Kind {
-        match self {
-            Self::Fp32 => tch::Kind::Float,
-            Self::Bf16 => tch::Kind::BFloat16,
-        }
-    }
-}
 
 /// The settings of `reward train`. Defaults are the original trainer's where it has them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -254,6 +236,13 @@ impl TrainConfig {
             names.push("validation_file".to_owned());
         }
         names
+    }
+}
+
+impl TrainConfig {
+    /// Threads that decode.
+    pub(super) fn workers(&self) -> usize {
+        loader::workers(self.num_workers)
     }
 }
 

@@ -51,7 +51,7 @@ impl Examples {
 
 /// An image on its way into a batch.
 pub enum Fetched {
-    /// Its prefix is in the cache.
+    /// An image whose prefix is in the cache.
     Cached(Hash),
     /// Preprocessed RGB bytes, S·S·3.
     Pixels(Option<Hash>, Vec<u8>),

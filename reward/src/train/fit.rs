@@ -2,8 +2,6 @@
 
 use std::{
     collections::HashMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -12,13 +10,12 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::{
+    checkpoint::{Progress, load_state, save_checkpoint, save_model},
     config::TrainConfig,
     encoder::{Encoder, Examples, Fetched, Fetcher, distinct_images},
     inputs::checked,
-    plan::Plan,
     prefix_cache::PrefixCache,
     prepare::{decode_options, prepare},
-    saved::{Progress, load_state, save_checkpoint, save_model},
     step::Stepper,
     trainable::{Trainable, TrainingMode},
     validate::validate,
@@ -26,35 +23,19 @@ use super::{
 use crate::{
     Error, Result,
     clip::model::Clip,
-    data::{
-        loader::{self, ordered},
-        named::Named,
-        preflight::OnBadImage,
-        triplets::Triplet,
-    },
+    data::{loader::ordered, named::Named, preflight::OnBadImage, triplets::Triplet},
     event::{Event, Observer, Step},
-    native::panic_text,
+    native::{Failure, guarded},
     run::{
-        RunFolder, checkpoints,
+        Ended, RunFolder, checkpoints,
         metrics::Metrics,
+        order::Order,
         place::{self, Settings},
         resume::{ResumePoint, resume_point, way_on},
     },
     threads,
     weights::{Checkpoint, OpenOptions},
 };
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Ended {
-    /// All steps are done; the model is in this folder.
-    Finished(PathBuf),
-    /// Asked to stop; everything up to `step` is saved.
-    Interrupted {
-        /// Optimizer steps done.
-        step: usize,
-    },
-}
 
 /// Trains a reward as `config` says, in its save folder; with `resume`, goes on from the newest complete checkpoint there.
 /// Between steps it looks at `stop`.
@@ -63,21 +44,16 @@ pub enum Ended {
 /// Settings, data or model that do not fit; a failing disk; a loss that stays non-finite; libtorch out of memory.
 pub fn train(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
     config.check()?;
-    catch_unwind(AssertUnwindSafe(|| run(config, resume, observer, stop)))
-        .unwrap_or_else(|panic| Err(from_panic(&*panic, config.folder())))
-}
-
-/// libtorch reports by panicking, through tch: out of memory above all.
-fn from_panic(panic: &(dyn std::any::Any + Send), folder: &Path) -> Error {
-    let first_line = panic_text(panic);
-    let memory = first_line.contains("out of memory") || first_line.contains("can't allocate memory");
-    let error = Error::data(format!("training stopped in libtorch: {first_line}"));
-    let way_on = way_on(folder);
-    if memory {
-        error.hint(format!("raise --gradient-accumulation or add --gradient-checkpointing; {way_on}"))
-    } else {
-        error.hint(way_on)
-    }
+    guarded(|| run(config, resume, observer, stop)).unwrap_or_else(|failure| {
+        let (error, way_on) =
+            (Error::data(format!("training stopped in libtorch: {failure}")), way_on(config.folder()));
+        Err(match failure {
+            Failure::OutOfMemory(_) => {
+                error.hint(format!("raise --gradient-accumulation or add --gradient-checkpointing; {way_on}"))
+            }
+            Failure::Libtorch(_) => error.hint(way_on),
+        })
+    })
 }
 
 fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
@@ -145,7 +121,7 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
         progress,
     };
     if let Some(path) = &resumed_from {
-        load_state(path, &mut fit.stepper.adam, &clip)?;
+        load_state(path, &mut fit.stepper.update.adam, &clip)?;
         if threads != fit.progress.threads {
             let text = format!(
                 "resumed with {threads} threads instead of {}: the last bits will differ",
@@ -195,6 +171,26 @@ fn quarter_of_free_memory() -> u64 {
     kilobytes.map_or(4_000_000_000, |kilobytes| kilobytes * 256)
 }
 
+/// The batches of a run, as the loader and the training step both take them.
+struct Batches<'a> {
+    rows: &'a [Triplet],
+    order: Order,
+    size: usize,
+    micro: usize,
+}
+
+impl Batches<'_> {
+    fn steps_per_epoch(&self) -> usize {
+        self.order.steps_per_epoch(self.size)
+    }
+
+    /// Micro-batches of step `step`: their rows, and the distinct images of those.
+    fn of_step(&mut self, step: usize) -> Vec<(Vec<Triplet>, Vec<u32>)> {
+        let rows: Vec<Triplet> = self.order.batch(step, self.size).into_iter().map(|row| self.rows[row]).collect();
+        rows.chunks(self.micro).map(|rows| (rows.to_vec(), distinct_images(rows))).collect()
+    }
+}
+
 struct Fit<'a> {
     config: &'a TrainConfig,
     observer: &'a dyn Observer,
@@ -211,9 +207,16 @@ struct Fit<'a> {
     progress: Progress,
 }
 
-impl Fit<'_> {
+impl<'a> Fit<'a> {
+    fn batches(&self) -> Batches<'a> {
+        let rows = &self.training.triplets.rows;
+        let size = self.config.batch_size;
+        let micro = size.div_ceil(self.config.micro_batches(self.clip.device));
+        Batches { rows, order: Order::of_rows(rows.len(), self.config.seed), size, micro }
+    }
+
     fn total_steps(&self) -> usize {
-        let all = Plan::new(self.config, self.training).steps_per_epoch() * self.config.n_epochs;
+        let all = self.batches().steps_per_epoch() * self.config.n_epochs;
         self.config.max_steps.map_or(all, |most| most.min(all))
     }
 
@@ -239,46 +242,43 @@ impl Fit<'_> {
             self.validate()?;
         }
         let (training, fetcher) = (self.training, self.fetcher);
-        let micro = self.config.batch_size.div_ceil(self.config.micro_batches(self.clip.device));
-        let mut plan = Plan::new(self.config, training);
+        let mut batches = self.batches();
         let steps = self.progress.step + 1..=self.total_steps();
         let images = steps
             .clone()
-            .flat_map(move |step| plan.batch(step).chunks(micro).flat_map(distinct_images).collect::<Vec<_>>());
+            .flat_map(move |step| batches.of_step(step).into_iter().flat_map(|(_, images)| images).collect::<Vec<_>>());
         ordered(
             images,
-            workers(self.config),
+            self.config.workers(),
             4 * self.config.batch_size,
             |image| (image, fetcher.fetch(training, image)),
-            |fetched| self.steps(steps, micro, fetched),
+            |fetched| self.steps(steps, fetched),
         )
     }
 
     fn steps(
         &mut self,
         steps: std::ops::RangeInclusive<usize>,
-        micro: usize,
         fetched: &mut dyn Iterator<Item = (u32, Result<Fetched>)>,
     ) -> Result<Ended> {
-        let mut plan = Plan::new(self.config, self.training);
-        let (total, steps_per_epoch) = (*steps.end(), plan.steps_per_epoch());
+        let mut batches = self.batches();
+        let (total, steps_per_epoch) = (*steps.end(), batches.steps_per_epoch());
         for step in steps {
             if self.stop.load(Ordering::Relaxed) {
                 self.save()?;
                 return Ok(Ended::Interrupted { step: self.progress.step });
             }
             let started = Instant::now();
-            let batch = plan.batch(step);
-            let micro_batches = self.gather(&batch, micro, fetched)?;
+            let micro_batches = self.gather(batches.of_step(step), fetched)?;
             let rows = micro_batches.iter().map(|(rows, _)| rows.len()).sum();
             let rate = self.config.learning_rate * self.config.schedule.factor(step, total, self.config.warmup_steps);
             let (encoder, training) = (&self.encoder, self.training);
             let inputs = micro_batches.into_iter().map(|(rows, fetched)| encoder.inputs(training, &rows, fetched));
             let outcome = self.stepper.step(encoder, inputs, rows, rate).map_err(|error| self.failed(error))?;
-            if !outcome.applied {
+            if !outcome.updated.applied {
                 let text = format!(
                     "step {step}: non-finite loss or gradient ({}, {}): step left out",
-                    outcome.loss, outcome.gradient_norm
+                    outcome.loss, outcome.updated.gradient_norm
                 );
                 self.observer.event(&Event::Warning(&text));
             }
@@ -286,10 +286,10 @@ impl Fit<'_> {
             let figures = Step {
                 step,
                 total,
-                epoch: plan.epoch(step),
+                epoch: (step - 1).div_euclid(steps_per_epoch) + 1,
                 loss: outcome.loss,
                 learning_rate: rate,
-                grad_norm: outcome.gradient_norm,
+                grad_norm: outcome.updated.gradient_norm,
                 triplets_per_second: rows as f64 / started.elapsed().as_secs_f64(),
             };
             self.metrics.add(&json!(figures))?;
@@ -310,14 +310,13 @@ impl Fit<'_> {
     #[allow(clippy::type_complexity, reason = "rows and images of one micro-batch; named nowhere else")]
     fn gather(
         &self,
-        batch: &[Triplet],
-        micro: usize,
+        batch: Vec<(Vec<Triplet>, Vec<u32>)>,
         fetched: &mut dyn Iterator<Item = (u32, Result<Fetched>)>,
     ) -> Result<Vec<(Vec<Triplet>, HashMap<u32, Fetched>)>> {
         let mut micro_batches = Vec::new();
-        for rows in batch.chunks(micro) {
+        for (rows, wanted) in batch {
             let mut images = HashMap::new();
-            for (image, result) in fetched.take(distinct_images(rows).len()) {
+            for (image, result) in fetched.take(wanted.len()) {
                 match result {
                     Ok(image_data) => drop(images.insert(image, image_data)),
                     Err(error) if self.config.on_bad_image == OnBadImage::Skip => {
@@ -379,7 +378,7 @@ impl Fit<'_> {
 
     fn save(&mut self) -> Result<()> {
         let path = checkpoints::folder(self.folder.path(), self.progress.step);
-        save_checkpoint(&path, self.clip, self.source, &self.stepper.adam, &self.progress)
+        save_checkpoint(&path, self.clip, self.source, &self.stepper.update.adam, &self.progress)
             .map_err(|error| self.failed(error))?;
         checkpoints::prune(self.folder.path(), self.config.keep_checkpoints)?;
         self.observer.event(&Event::Saved(&path));
@@ -398,9 +397,4 @@ impl Fit<'_> {
         save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
         Ok(Ended::Finished(path))
     }
-}
-
-/// Threads that decode.
-pub(super) fn workers(config: &TrainConfig) -> usize {
-    loader::workers(config.num_workers)
 }

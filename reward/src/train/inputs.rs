@@ -1,6 +1,6 @@
 //! The inputs of a run, compared with those that it began with.
 
-use super::{config::TrainConfig, saved::Progress};
+use super::{checkpoint::Progress, config::TrainConfig};
 use crate::{
     Result,
     event::{Event, Observer},

@@ -1,13 +1,12 @@
 //! Training the reward: settings, what trains, the frozen prefix's cache, the loop, checkpoints.
 
+mod checkpoint;
 pub mod config;
 pub mod encoder;
 pub mod fit;
 mod inputs;
-mod plan;
 pub mod prefix_cache;
 mod prepare;
-mod saved;
 pub mod step;
 pub mod trainable;
 mod validate;

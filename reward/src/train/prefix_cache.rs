@@ -15,7 +15,7 @@ use std::{
 use blake3::Hash;
 use tch::{Kind, Tensor};
 
-use crate::{Result, weights::save::replace_file};
+use crate::{Result, files::replace_file};
 
 /// Activations by content, within a budget.
 pub struct PrefixCache {

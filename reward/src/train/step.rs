@@ -1,11 +1,11 @@
-//! The one place where a gradient step happens.
+//! One optimizer step of the reward: losses of micro-batches, or of the whole batch in their memory.
 
 use crate::{
-    Error, Result,
+    Result,
     clip::model::Clip,
     loss::{Embeddings, LossName},
     native::AdamSettings,
-    optim::Adam,
+    optim::{Update, Updated},
     train::{
         encoder::{Encoder, Inputs},
         trainable::TrainingMode,
@@ -13,20 +13,15 @@ use crate::{
 };
 use tch::Tensor;
 
-/// Non-finite steps in a row after which the run is given up.
-const PATIENCE: usize = 3;
-
 /// `logit_scale` never exceeds ln 100 (Radford et al., 2021, section 2.5).
 const MAX_LOGIT_SCALE: f64 = 4.605_170_185_988_092;
 
-/// Loss, backward pass, clipping and optimizer.
+/// Loss, backward pass and update.
 pub struct Stepper {
-    /// The optimizer over what trains.
-    pub adam: Adam,
+    /// Optimizer and clipping.
+    pub update: Update,
     loss: LossName,
     margin: f64,
-    clip_norm: Option<f64>,
-    non_finite: usize,
 }
 
 /// What one step measured.
@@ -34,10 +29,8 @@ pub struct Stepper {
 pub struct Outcome {
     /// Mean over the effective batch before the update.
     pub loss: f64,
-    /// Norm of the gradient before clipping.
-    pub gradient_norm: f64,
-    /// Whether the weights moved; they do not on a non-finite loss or gradient.
-    pub applied: bool,
+    /// The gradient, and whether the weights moved.
+    pub updated: Updated,
 }
 
 impl Stepper {
@@ -54,7 +47,7 @@ impl Stepper {
         };
         let trained = clip.parameters.iter().filter(|(_, tensor)| tensor.requires_grad());
         let trained = trained.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
-        Self { adam: Adam::new(trained, settings), loss, margin, clip_norm, non_finite: 0 }
+        Self { update: Update::new(trained, settings, clip_norm, None), loss, margin }
     }
 
     /// One optimizer step at rate `rate` over the micro-batches of one effective batch.
@@ -68,7 +61,7 @@ impl Stepper {
         rows: usize,
         rate: f64,
     ) -> Result<Outcome> {
-        self.adam.zero_gradients();
+        self.update.adam.zero_gradients();
         let loss = if self.loss.spans_batch() && micro_batches.len() > 1 {
             self.two_passes(encoder, &micro_batches.collect::<Result<Vec<_>>>()?)
         } else {
@@ -81,26 +74,12 @@ impl Stepper {
             }
             total
         };
-        let gradient_norm = self.adam.gradient_norm();
-        if !(loss.is_finite() && gradient_norm.is_finite()) {
-            self.non_finite += 1;
-            if self.non_finite >= PATIENCE {
-                let what = if loss.is_finite() { "gradient in the backward pass" } else { "loss in the forward pass" };
-                return Err(Error::data(format!("non-finite {what}, {PATIENCE} steps in a row"))
-                    .hint("lower --learning-rate, set --clip-norm 1, or train with --precision fp32"));
-            }
-            return Ok(Outcome { loss, gradient_norm, applied: false });
-        }
-        self.non_finite = 0;
-        if let Some(limit) = self.clip_norm.filter(|limit| gradient_norm > *limit) {
-            self.adam.scale_gradients(limit / gradient_norm);
-        }
-        self.adam.step(rate);
+        let updated = self.update.apply(loss, rate)?;
         let mut scale = encoder.clip.parameters["logit_scale"].shallow_clone();
-        if scale.requires_grad() {
+        if updated.applied && scale.requires_grad() {
             tch::no_grad(|| drop(scale.clamp_max_(MAX_LOGIT_SCALE)));
         }
-        Ok(Outcome { loss, gradient_norm, applied: true })
+        Ok(Outcome { loss, updated })
     }
 
     fn mean_loss(&self, encoder: &Encoder, embeddings: &Embeddings) -> Tensor {

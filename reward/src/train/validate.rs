@@ -7,13 +7,12 @@ use tch::Tensor;
 use super::{
     config::TrainConfig,
     encoder::{Encoder, Examples},
-    fit::workers,
 };
 use crate::{
     Error, Result,
     data::{loader::ordered, preflight::OnBadImage},
-    eval::{pairwise::Validation, table::Table},
     event::{Event, Observer},
+    statistics::{pairwise::Validation, table::Table},
 };
 
 /// The figures of the model as it is now.
@@ -35,7 +34,7 @@ pub(super) fn validate(
     }
     let fetcher = encoder.fetcher;
     let fetch = |image: u32| (image, fetcher.fetch(examples, image));
-    ordered(images.iter().copied(), workers(config), 2 * batch, fetch, |fetched| -> Result<()> {
+    ordered(images.iter().copied(), config.workers(), 2 * batch, fetch, |fetched| -> Result<()> {
         for (done, chunk) in images.chunks(batch).enumerate() {
             let mut order = Vec::new();
             let mut data = HashMap::new();

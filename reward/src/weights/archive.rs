@@ -3,10 +3,8 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use safetensors::Dtype;
-
 use super::{
-    pickle::{Id, Object, Objects},
+    pickle::{Object, Objects},
     place::Place,
     source::Source,
     tensors::{Dictionary, StoredTensor, dictionaries, element_sizes},
@@ -157,28 +155,4 @@ fn no_tensors(source: &Source, objects: &Objects) -> Error {
     }
     Error::data(format!("{path}: a pickle that holds no tensors by name; nothing in it was executed"))
         .hint("convert it in Python where you trust it: safetensors.torch.save_file(state_dict, \"model.safetensors\")")
-}
-
-/// A reference to a storage: `('storage', type, key, device, count)`.
-pub(super) fn storage_key<'a>(objects: &Objects<'a>, id: Id) -> Option<(&'a str, Option<Dtype>)> {
-    let Object::Persistent(reference) = objects.get(id) else { return None };
-    let [kind, class, key, ..] = objects.sequence(*reference) else { return None };
-    (objects.text(*kind) == Some("storage")).then_some(())?;
-    let class = objects.global(*class).map(|(_, name)| name).or_else(|| objects.text(*class))?;
-    let dtype = match class.rsplit('.').next()? {
-        "FloatStorage" => Some(Dtype::F32),
-        "DoubleStorage" => Some(Dtype::F64),
-        "HalfStorage" => Some(Dtype::F16),
-        "BFloat16Storage" => Some(Dtype::BF16),
-        "LongStorage" => Some(Dtype::I64),
-        "IntStorage" => Some(Dtype::I32),
-        "ShortStorage" => Some(Dtype::I16),
-        "CharStorage" => Some(Dtype::I8),
-        "ByteStorage" => Some(Dtype::U8),
-        "BoolStorage" => Some(Dtype::BOOL),
-        // Of bytes: the tensor says what they are.
-        "UntypedStorage" => None,
-        _ => return None,
-    };
-    Some((objects.text(*key)?, dtype))
 }

@@ -9,7 +9,7 @@ use std::{
 
 use safetensors::{Dtype, tensor::Metadata};
 
-use super::{archive, floats, misfits, place::Place, source::Source, tensors::joined, wrappers::Places};
+use super::{archive, floats, misfits, place::Place, source::Source, tensors::joined};
 use crate::{Error, Result};
 
 /// Bytes that are read at a time: they stay in the processor's cache while they are checked and converted.
@@ -17,6 +17,9 @@ const PIECE: usize = 256 << 10;
 
 /// Bytes of a safetensors header at most, which is the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
+
+/// Where each key of a model is stored: index of the file, and name there.
+pub type Places = BTreeMap<String, (usize, String)>;
 
 /// A named collection of tensors on disk.
 pub struct TensorFile {

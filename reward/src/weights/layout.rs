@@ -1,7 +1,7 @@
 //! The one table of CLIP key names. OpenAI's keys are the canonical ones (a Social Reward checkpoint is such a state
 //! dict); Hugging Face and open_clip names are derived, for reading and for writing.
 
-/// Whose key names a file uses.
+/// The library whose key names a file uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// `visual.transformer.resblocks.0.attn.in_proj_weight`; open_clip's plain CLIP shares it.
@@ -34,7 +34,7 @@ impl Stored {
 }
 
 impl Layout {
-    /// Whose names these are.
+    /// Finds out whose names these are.
     pub fn detect<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let mut found = Self::OpenAi;
         for name in names {

@@ -31,11 +31,10 @@ use crate::{
     },
     foreign, hub,
 };
-use file::TensorFile;
+use file::{Places, TensorFile};
 use folder::{download, weight_files};
 use layout::{Layout, Stored, is_buffer};
 use stated::Stated;
-use wrappers::Places;
 
 /// A CLIP on disk (or random): what it is, and its parameters, read on demand.
 pub struct Checkpoint {

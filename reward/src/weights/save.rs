@@ -1,6 +1,6 @@
 //! Writing a CLIP: a Hugging Face folder, or a state dict in OpenAI's (and open_clip's) layout.
 
-use std::{borrow::Cow, cell::RefCell, os::unix::fs::PermissionsExt, path::Path};
+use std::{borrow::Cow, cell::RefCell, path::Path};
 
 use safetensors::{Dtype, View};
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Error, Result,
     clip::{config::ClipConfig, description::Description, tokenizer::Tokenizer},
-    output::{folder_of, followed},
+    files::{json_file, replace_file},
 };
 
 /// Gives the values of a parameter by its OpenAI key and shape.
@@ -41,44 +41,6 @@ impl View for Lazy<'_> {
     fn data_len(&self) -> usize {
         self.shape.iter().product::<usize>() * size_of::<f32>()
     }
-}
-
-/// Calls `write` with a temporary sibling of `path`, then puts the file on disk and renames it: what was at `path` stays
-/// whole until the new file is. The temporary name is this call's own, so that two processes may write one file: the later
-/// one stays. A link is followed; a device or a pipe is written to as it is.
-///
-/// Whoever writes it (safetensors makes files that only their owner may read), the file has the permissions of the one that
-/// it replaces, or of any new file.
-///
-/// # Errors
-/// What `write` says, or the disk is full or not writable: nothing temporary is left then. What
-/// [`followed`] refuses.
-pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let place = followed(path)?;
-    let earlier = fs_err::metadata(&place).ok();
-    if earlier.as_ref().is_some_and(|found| !found.is_file() && !found.is_dir()) {
-        return write(&place);
-    }
-    let cannot = |error: std::io::Error| Error::data(format!("{} cannot be written: {error}", path.display()));
-    let name = place.file_name().unwrap_or_default().to_string_lossy();
-    // Removed when it is dropped, unless it was renamed.
-    let partial = tempfile::Builder::new()
-        .prefix(&format!(".{name}."))
-        .suffix(".partial")
-        .permissions(PermissionsExt::from_mode(0o666))
-        .tempfile_in(folder_of(&place))
-        .map_err(|error| cannot(error.kind().into()))?
-        .into_temp_path();
-    let like = match earlier {
-        Some(earlier) => earlier,
-        None => fs_err::metadata(&partial)?,
-    };
-    let shown = partial.display().to_string();
-    write(&partial)
-        .and_then(|()| Ok(fs_err::set_permissions(&partial, like.permissions())?))
-        .and_then(|()| Ok(fs_err::File::open(&*partial)?.sync_all()?))
-        .map_err(|error| error.renamed(&shown, &path.display().to_string()))?;
-    partial.persist(&place).map_err(|failed| cannot(failed.error))
 }
 
 /// Key in the header of a state dict under which [`Description::note`] lies.
@@ -166,14 +128,6 @@ pub fn hugging_face_folder(folder: &Path, config: &ClipConfig, read: &ReadParame
     Tokenizer::openai().write_files(folder)
 }
 
-/// Writes pretty JSON through [`replace_file`].
-///
-/// # Errors
-/// As [`replace_file`].
-pub fn json_file(path: &Path, value: &serde_json::Value) -> Result<()> {
-    replace_file(path, |partial| Ok(fs_err::write(partial, format!("{value:#}\n"))?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,69 +140,5 @@ mod tests {
         named_tensors(&tensors, vec![("t".to_owned(), vec![1], Box::new(|| Ok(vec![1.0])))]).unwrap();
         let permissions = |path: &Path| fs_err::metadata(path).unwrap().permissions();
         assert_eq!(permissions(&tensors), permissions(&plain));
-    }
-
-    fn contents(folder: &Path) -> Vec<String> {
-        let names = fs_err::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_written_stays_whole_and_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s.csv");
-        fs_err::write(&path, "earlier").unwrap();
-        let failed = replace_file(&path, |partial| {
-            fs_err::write(partial, "half")?;
-            Err(Error::data(format!("failed to write to file `{}`: disk full", partial.display())))
-        });
-        let wanted = format!("failed to write to file `{}`: disk full", path.display());
-        assert_eq!(failed.unwrap_err().to_string(), wanted);
-        assert_eq!(
-            (fs_err::read(&path).unwrap(), contents(folder.path())),
-            (b"earlier".to_vec(), vec!["s.csv".into()])
-        );
-        let full = replace_file(Path::new("/dev/full"), |partial| Ok(fs_err::write(partial, "x")?));
-        assert!(full.unwrap_err().to_string().contains("`/dev/full`"), "the device is named");
-        let none = replace_file(Path::new("/proc/none"), |_| Ok(())).unwrap_err().to_string();
-        assert!(none.starts_with("/proc/none cannot be written: "), "{none}");
-    }
-
-    #[test]
-    fn a_link_stays_and_what_it_leads_to_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
-        fs_err::write(&file, "earlier").unwrap();
-        fs_err::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
-        std::os::unix::fs::symlink("file", &link).unwrap();
-        replace_file(&link, |partial| Ok(fs_err::write(partial, "new")?)).unwrap();
-        assert_eq!(fs_err::read(&file).unwrap(), b"new");
-        assert!(fs_err::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(fs_err::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
-        fs_err::remove_file(&file).unwrap();
-        let dangling = replace_file(&link, |_| Ok(())).unwrap_err().to_string();
-        assert!(dangling.ends_with("link is a link to file, which does not exist"), "{dangling}");
-    }
-
-    /// Both ran into one temporary name: one wrote into the other's file, or found it gone.
-    #[test]
-    fn writers_of_one_file_do_not_disturb_each_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
-        std::thread::scope(|scope| {
-            for writer in 0..8_u8 {
-                let path = &path;
-                scope.spawn(move || {
-                    for _ in 0..20 {
-                        replace_file(path, |partial| Ok(fs_err::write(partial, [writer; 4096])?)).unwrap();
-                    }
-                });
-            }
-        });
-        let found = fs_err::read(&path).unwrap();
-        assert!(found.len() == 4096 && found.iter().all(|byte| *byte == found[0]));
-        assert_eq!(contents(folder.path()), ["x"]);
     }
 }

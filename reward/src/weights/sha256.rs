@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Result;
 
-/// Of a file, as 64 hexadecimal digits.
+/// SHA-256 of a file, as 64 hexadecimal digits.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -16,7 +16,7 @@ pub fn of_file(path: &Path) -> Result<String> {
     Ok(format!("{:x}", hash.finalize()))
 }
 
-/// Of bytes, as 64 hexadecimal digits.
+/// SHA-256 of bytes, as 64 hexadecimal digits.
 pub fn of_bytes(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }

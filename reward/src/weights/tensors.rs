@@ -5,10 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use safetensors::Dtype;
 
-use super::{
-    archive::storage_key,
-    pickle::{Id, Object, Objects},
-};
+use super::pickle::{Id, Object, Objects};
 
 /// Depth of modules within modules, and of dictionaries within dictionaries, that are looked into.
 const MAX_DEPTH: usize = 64;
@@ -239,4 +236,28 @@ fn named(name: &str) -> Option<Dtype> {
 pub(super) fn element_sizes(objects: &Objects) -> HashMap<String, usize> {
     let stored = (0..objects.all().len()).filter_map(|id| storage_key(objects, id as Id));
     stored.map(|(key, dtype)| (key.to_owned(), dtype.map_or(1, |dtype| dtype.bitsize().div_euclid(8)))).collect()
+}
+
+/// A reference to a storage: `('storage', type, key, device, count)`.
+fn storage_key<'a>(objects: &Objects<'a>, id: Id) -> Option<(&'a str, Option<Dtype>)> {
+    let Object::Persistent(reference) = objects.get(id) else { return None };
+    let [kind, class, key, ..] = objects.sequence(*reference) else { return None };
+    (objects.text(*kind) == Some("storage")).then_some(())?;
+    let class = objects.global(*class).map(|(_, name)| name).or_else(|| objects.text(*class))?;
+    let dtype = match class.rsplit('.').next()? {
+        "FloatStorage" => Some(Dtype::F32),
+        "DoubleStorage" => Some(Dtype::F64),
+        "HalfStorage" => Some(Dtype::F16),
+        "BFloat16Storage" => Some(Dtype::BF16),
+        "LongStorage" => Some(Dtype::I64),
+        "IntStorage" => Some(Dtype::I32),
+        "ShortStorage" => Some(Dtype::I16),
+        "CharStorage" => Some(Dtype::I8),
+        "ByteStorage" => Some(Dtype::U8),
+        "BoolStorage" => Some(Dtype::BOOL),
+        // Of bytes: the tensor says what they are.
+        "UntypedStorage" => None,
+        _ => return None,
+    };
+    Some((objects.text(*key)?, dtype))
 }

@@ -5,15 +5,15 @@ use std::{
     path::Path,
 };
 
-use super::{file::TensorFile, listed};
+use super::{
+    file::{Places, TensorFile},
+    listed,
+};
 use crate::{Error, Result};
 
 /// What compilation, data parallelism, FSDP and activation checkpointing put between the parts of a key.
 const INNER: [&str; 5] =
     ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
-
-/// Where each key of a model is stored: index of the file, and name there.
-pub type Places = BTreeMap<String, (usize, String)>;
 
 /// Splits `PATH#NAME`, which names one set of tensors of a file; a file whose name has the sign is taken as it is.
 pub fn split(path: &str) -> (&str, Option<&str>) {

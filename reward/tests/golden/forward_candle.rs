@@ -7,7 +7,7 @@ use candle_transformers::models::clip::{
     text_model::{Activation, ClipTextConfig},
     vision_model::ClipVisionConfig,
 };
-use reward::score::portable::Portable;
+use reward::engine::candle::Candle;
 
 use crate::{
     fixture::{assert_close, golden},
@@ -33,7 +33,7 @@ impl Model {
 #[test]
 fn embeddings_are_those_of_the_python_libraries() {
     for model in models() {
-        let portable = Portable::load(&model.checkpoint).unwrap();
+        let portable = Candle::load(&model.checkpoint).unwrap();
         model.assert_embeddings("image_embeds", &portable.image_embeddings(&model.pixels()).unwrap());
         for prompts in [model.prompts(), model.padded_prompts()] {
             let texts = portable.text_embeddings(&prompts.iter().collect::<Vec<_>>()).unwrap();

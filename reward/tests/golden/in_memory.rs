@@ -4,15 +4,16 @@ use std::sync::atomic::AtomicBool;
 
 use reward::{
     clip::{
-        in_graph::preprocess,
         preprocess::load,
+        preprocess_tensor::preprocess,
         preprocessing::{MEAN, Preprocessing, STD},
         tokenizer::Tokenizer,
     },
     data::{image::DecodeOptions, preflight::OnBadImage, source::ImageSource},
     device::DeviceName,
+    engine::{EmbedOptions, embed, engine},
     event::Silent,
-    score::{EmbedOptions, embed, engine, spec::RewardSpec},
+    rewards::spec::RewardSpec,
     weights::{Checkpoint, OpenOptions},
 };
 use tch::{Device, Kind, Tensor};

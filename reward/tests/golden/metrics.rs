@@ -5,11 +5,10 @@ use std::path::Path;
 use reward::{
     Error,
     clip::{
-        in_graph::preprocess,
+        preprocess_tensor::preprocess,
         preprocessing::{Preprocessing, Resize},
     },
-    metrics::image_reward::WordPiece,
-    score::{reward::Reward, spec::RewardSpec},
+    rewards::{Reward, image_reward::WordPiece, spec::RewardSpec},
 };
 use tch::{Device, Kind, Tensor};
 

@@ -10,8 +10,8 @@ use reward::{
         tokenizer::Tokenizer,
     },
     data::{image::DecodeOptions, preflight::OnBadImage, source::ImageSource},
+    engine::{EmbedOptions, Engine, candle::Candle, embed},
     event::Silent,
-    score::{EmbedOptions, Engine, embed, portable::Portable},
     weights::{Checkpoint, OpenOptions},
 };
 use serde::Deserialize;
@@ -119,8 +119,8 @@ fn scores_of_folders_are_those_of_their_library() {
         // The file alone, whose neighbours speak.
         let weights = checkpoint.files();
         assert_eq!(open(&weights[0]).config, checkpoint.config);
-        let engine = reward::score::engine(&checkpoint, reward::device::DeviceName::Cpu).unwrap();
-        let portable = Portable::load(&checkpoint).unwrap();
+        let engine = reward::engine::engine(&checkpoint, reward::device::DeviceName::Cpu).unwrap();
+        let portable = Candle::load(&checkpoint).unwrap();
         for ScoreCase { library, name, picture, score: theirs, .. } in cases {
             let path = golden(&format!("pixels/{picture}"));
             for (by, ours) in [("this build", score(&*engine, &path)), ("candle", score(&portable, &path))] {
@@ -159,7 +159,7 @@ fn what_was_said_is_written_with_the_model() {
 #[cfg(feature = "torch")]
 #[test]
 fn pictures_in_memory_are_seen_as_their_files_are() {
-    use reward::clip::{in_graph::preprocess, preprocess};
+    use reward::clip::{preprocess, preprocess_tensor::preprocess};
     use tch::{Kind, Tensor};
 
     let mut seen = 0;

@@ -117,7 +117,7 @@ fn train(mode: TrainingMode, loss: LossName, variant: Variant) -> Run {
     let step = |rows: &[Triplet]| {
         let micro_batches = rows.chunks(variant.micro_batch).map(|rows| Ok(inputs(&clip, &trainable, &batches, rows)));
         let outcome = stepper.step(&encoder, micro_batches, rows.len(), 1e-3).unwrap();
-        assert!(outcome.applied && outcome.gradient_norm > 0.0);
+        assert!(outcome.updated.applied && outcome.updated.gradient_norm > 0.0);
         outcome.loss
     };
     let losses = batches.rows.chunks(BATCH).map(step).collect();

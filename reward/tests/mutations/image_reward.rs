@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use reward::score::spec::RewardSpec;
+use reward::rewards::spec::RewardSpec;
 use tch::{Device, Kind};
 
 use crate::mutate::check;

@@ -12,7 +12,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
         export::{LoraFormat, convert, folder},
         save::Precision,
     };
-    use reward::{Error, output};
+    use reward::{Error, files, output};
 
     use crate::{commands, progress::Progress, settings::layered};
 
@@ -72,7 +72,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
         output::check_new(&output)?;
         diffusion::source::Source::open(&model, options)?.tell(&Progress::new())?;
         let lora = (lora.as_slice(), settings.lora_scale.unwrap_or(1.0));
-        folder(&model, options, lora, precision, &output::followed(&output)?)?;
+        folder(&model, options, lora, precision, &files::followed(&output)?)?;
     }
     commands::print(&output.display().to_string())?;
     Ok(ExitCode::SUCCESS)

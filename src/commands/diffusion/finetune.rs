@@ -8,7 +8,8 @@ use crate::cli::FinetuneArgs;
 
 #[cfg(feature = "torch")]
 pub(crate) fn run(arguments: &FinetuneArgs) -> Result<ExitCode> {
-    use diffusion::finetune::{Ended, FinetuneConfig, dry_run, finetune};
+    use diffusion::finetune::{FinetuneConfig, dry_run, finetune};
+    use reward::run::Ended;
 
     use crate::{commands, failure, progress::Progress, settings::layered, signals};
 
@@ -16,7 +17,7 @@ pub(crate) fn run(arguments: &FinetuneArgs) -> Result<ExitCode> {
     config.check()?;
     // A link that leads nowhere is named before anything is read.
     if let Some(folder) = &config.output {
-        reward::output::followed(folder)?;
+        reward::files::followed(folder)?;
     }
     commands::device(Some(config.device), config.threads);
     let (stop, progress) = (signals::listen()?, Progress::new());

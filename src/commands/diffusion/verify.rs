@@ -9,7 +9,7 @@ use crate::cli::VerifyArgs;
 #[cfg(feature = "torch")]
 pub(crate) fn run(arguments: &VerifyArgs) -> Result<ExitCode> {
     use diffusion::verify::{Verdict, VerifyOptions, verify};
-    use reward::{Error, train::config::Precision};
+    use reward::{Error, device::Precision};
 
     use crate::{commands, progress::Progress, settings::layered};
 

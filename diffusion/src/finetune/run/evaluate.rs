@@ -2,18 +2,22 @@
 
 use std::{collections::BTreeMap, path::Path, sync::atomic::Ordering};
 
-use reward::{event::Event, run::checksums, weights::save::replace_file};
+use reward::{
+    event::Event,
+    files::replace_file,
+    run::{Ended, checksums, order::image_seed},
+};
 use serde_json::json;
 
-use super::{Run, denoising};
+use super::{Run, scene};
 use crate::{
     Error, Result,
     finetune::{
-        Ended,
+        checkpoint,
         config::RewardScale,
-        deal::image_seed,
-        grid, samples, saved, scale,
-        watch::{self, HeldOut},
+        grid,
+        held_out::{self, HeldOut},
+        reward_scale, samples,
     },
 };
 
@@ -29,14 +33,14 @@ impl Run<'_> {
 
     /// Sets the unit of every reward: what an earlier part of the run found, or else from images of the base model.
     pub(super) fn scale_rewards(&mut self, folder: &Path) -> Result<()> {
-        if self.method.is_none() || self.config.reward_scale == RewardScale::Raw {
+        if !self.config.rewarded() || self.config.reward_scale == RewardScale::Raw {
             return Ok(());
         }
         let known = match self.progress.step {
             // A run that begins finds its own: what is there may be of other prompts.
             0 => None,
             _ if !self.progress.scales.is_empty() => Some(self.progress.scales.clone()),
-            _ => scale::read(folder).unwrap_or_else(|error| {
+            _ => reward_scale::read(folder).unwrap_or_else(|error| {
                 self.observer.event(&Event::Warning(&format!("{error}: found again")));
                 None
             }),
@@ -49,7 +53,7 @@ impl Run<'_> {
                     self.config.scale_images,
                     image_seed(self.config.seed, "scale", 0),
                     self.parts.models.latents,
-                    self.stepper.micro,
+                    self.micro_batches.size(),
                 );
                 let progress = self.watched("images for the rewards' scale");
                 let snapshot = self
@@ -57,17 +61,19 @@ impl Run<'_> {
                     .as_base(|base| images.snapshot(base, &self.objective, &self.parts.embeddings, &progress))?;
                 let mut scales = BTreeMap::new();
                 for weighted in &self.parts.rewards {
-                    scales
-                        .insert(weighted.label.clone(), scale::of(&weighted.label, snapshot.measure(&weighted.label))?);
+                    scales.insert(
+                        weighted.label.clone(),
+                        reward_scale::of(&weighted.label, snapshot.measure(&weighted.label))?,
+                    );
                 }
                 scales
             }
         };
-        scale::write(folder, &scales)?;
+        reward_scale::write(folder, &scales)?;
         for (scale, weighted) in self.objective.scales.iter_mut().zip(&self.parts.rewards) {
-            *scale = *scales
-                .get(&weighted.label)
-                .ok_or_else(|| Error::data(format!("{}: no scale of reward `{}`", scale::FILE, weighted.label)))?;
+            *scale = *scales.get(&weighted.label).ok_or_else(|| {
+                Error::data(format!("{}: no scale of reward `{}`", reward_scale::FILE, weighted.label))
+            })?;
         }
         self.progress.scales = scales;
         Ok(())
@@ -78,17 +84,19 @@ impl Run<'_> {
     pub(super) fn evaluate(&mut self) -> Result<bool> {
         let (Some(folder), Some(metrics)) = (self.folder, &mut self.metrics) else { return Ok(false) };
         let step = self.progress.step;
-        if self.method.is_none() {
-            let work = denoising(self.config, self.parts, &self.policy, &self.images);
-            let loss = self.stepper.with_means(|| work.held_out_loss(self.config))?;
-            if let Some(loss) = loss {
+        let rows = self.pictures.held_out().to_vec();
+        if !rows.is_empty() {
+            let seeds = (0..rows.len()).map(|index| image_seed(self.config.seed, "held-out", index)).collect();
+            let (config, parts, pictures) = (self.config, self.parts, &self.pictures);
+            let scene = scene(config, parts, &self.policy, &self.objective, pictures, &self.micro_batches, rows, seeds);
+            if let Some(loss) = self.update.with_means(|| self.method.watched_loss(&scene))? {
                 metrics.add(&json!({"step": step, "held_out_loss": loss}))?;
                 self.observer.event(&Event::Note(&format!("step {step}: held-out loss {loss:.5}")));
             }
         }
         let Some((held_out, base)) = &self.held_out else { return Ok(false) };
         let (policy, objective, parts, observer) = (&self.policy, &self.objective, self.parts, self.observer);
-        let tuned = self.stepper.with_means(|| {
+        let tuned = self.update.with_means(|| {
             held_out.snapshot(policy, objective, &parts.embeddings, &|done, total| {
                 observer.event(&Event::Progress { phase: "held-out images", done, total });
                 Ok(())
@@ -97,7 +105,7 @@ impl Run<'_> {
         let comparison = held_out.compare(&tuned, base, &parts.rewards);
         let mut line = comparison.line.clone();
         line.insert("step".to_owned(), json!(step));
-        if let Some(norm) = watch::lora_norm(&parts.models.unet.parameters) {
+        if let Some(norm) = held_out::lora_norm(&parts.models.unet.parameters) {
             line.insert("lora_norm".to_owned(), json!(norm));
         }
         metrics.add(&json!(line))?;
@@ -127,8 +135,8 @@ impl Run<'_> {
         if best {
             self.progress.best_composite = Some(composite);
             let path = folder.path().join("best");
-            let (models, stepper, progress) = (&parts.models, &self.stepper, &self.progress);
-            stepper.with_means(|| saved::checkpoint(&path, models, stepper, progress))?;
+            let (models, update, progress) = (&parts.models, &self.update, &self.progress);
+            update.with_means(|| checkpoint::write(&path, models, update, self.method.as_ref(), progress))?;
         }
         let rose = comparison.interval[0] > 0.0;
         let hacked = self.config.stop_after_falls.is_some_and(|falls| comparison.fallen.len() >= falls);
@@ -146,8 +154,8 @@ impl Run<'_> {
         );
         self.observer.event(&Event::Warning(&text));
         checksums::verify(&best)?;
-        saved::weights(&best.join(saved::TRAINED), &self.stepper)?;
-        self.stepper.ema = None;
+        checkpoint::weights(&best.join(checkpoint::TRAINED), &self.update)?;
+        self.update.ema = None;
         self.finish()
     }
 }

@@ -11,32 +11,34 @@ use std::{
 use reward::{
     event::{Event, Observer, TunedStep},
     native::memory,
+    optim::Update,
     run::{
-        RunFolder, checkpoints, checksums,
+        Ended, RunFolder, checkpoints, checksums,
         inputs::Inputs,
         metrics::Metrics,
+        order::{Order, image_seed},
         resume::{ResumePoint, way_on},
     },
+    statistics::{deviation, mean},
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::{
-    Ended,
+    checkpoint::{self, Progress},
     config::{FinetuneConfig, Train},
-    deal::{Deal, image_seed},
-    denoise,
-    parts::Parts,
-    planner::{Choice, Estimate},
-    reward_work::{Perturbed, RewardWork},
-    saved::{self, Progress},
-    step::{Outcome, Stepper},
-    watch::{self, HeldOut, Snapshot},
+    held_out::{HeldOut, Snapshot},
+    load::Parts,
+    memory::{Choice, Estimate},
+    perturbed::Perturbed,
+    step::{self, Outcome},
 };
 use crate::{
     Error, ErrorKind, Result,
-    algorithm::{Algorithm, AlgorithmName, Objective, Scale},
-    noise,
+    algorithm::{Algorithm, Scene},
+    micro_batches::MicroBatches,
+    objective::{Objective, Scale},
+    pictures::Pictures,
     policy::Policy,
     schedule::{NoiseSchedule, Sampler, SamplerName},
     source::Source,
@@ -57,12 +59,13 @@ pub(super) struct Run<'a> {
     parts: &'a Parts,
     policy: Policy<'a>,
     objective: Objective<'a>,
-    method: Option<Box<dyn Algorithm>>,
-    images: denoise::Images,
-    stepper: Stepper,
+    method: Box<dyn Algorithm>,
+    pictures: Pictures,
+    update: Update,
+    micro_batches: MicroBatches<'a>,
     estimate: Estimate,
     choice: Choice,
-    deal: Deal,
+    order: Order,
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
     folder: Option<&'a RunFolder>,
@@ -76,7 +79,8 @@ impl<'a> Run<'a> {
         config: &'a FinetuneConfig,
         source: &'a Source,
         parts: &'a Parts,
-        images: denoise::Images,
+        method: Box<dyn Algorithm>,
+        pictures: Pictures,
         (estimate, choice): (Estimate, Choice),
         Reports { observer, stop, folder }: Reports<'a>,
     ) -> Result<Self> {
@@ -103,12 +107,9 @@ impl<'a> Run<'a> {
             anchor: config.anchor,
             pixel_noise: config.pixel_noise,
         };
-        let method = config.method();
         let trained = models.unet.parameters.trained();
-        let clip_norm = config.clip_norm;
-        let stepper =
-            Stepper::new(trained, config.weight_decay, clip_norm, config.ema_decay, choice.micro, parts.device);
-        let items = if method.is_some() { parts.prompts.len() } else { images.len() };
+        let clip_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
+        let items = if config.on_pictures() { pictures.len() } else { parts.prompts.len() };
         Ok(Self {
             config,
             source,
@@ -116,11 +117,12 @@ impl<'a> Run<'a> {
             policy,
             objective,
             method,
-            images,
-            stepper,
+            pictures,
+            update: Update::new(trained, step::adamw(config.weight_decay), clip_norm, config.ema_decay),
+            micro_batches: MicroBatches::new(choice.micro, parts.device, observer),
             estimate,
             choice,
-            deal: Deal::new(items, config.seed),
+            order: Order::of_prompts(items, config.seed),
             observer,
             stop,
             folder,
@@ -133,11 +135,11 @@ impl<'a> Run<'a> {
     /// The plan in words.
     fn describe(&self) -> String {
         let config = self.config;
-        let count: usize = self.stepper.trained().iter().map(|(_, tensor)| tensor.numel()).sum();
+        let count: usize = self.update.trained().iter().map(|(_, tensor)| tensor.numel()).sum();
         let total: usize = self.parts.models.unet.parameters.tensors.values().map(Tensor::numel).sum();
         let [channels, height, width] = self.parts.models.latents;
         let factor = self.parts.models.vae.config.factor();
-        let name = config.algorithm.map_or("", AlgorithmName::name);
+        let name = config.method().map_or("", |method| method.name);
         let gigabytes = |bytes: f64| format!("{:.2} GB", bytes / 1e9);
         format!(
             "{name}: {:.2} M parameters train beside {:.1} M of the UNet, on {:?} in {}, images of {}×{} ({channels} latent channels)\n\
@@ -150,9 +152,9 @@ impl<'a> Run<'a> {
             height * factor,
             config.train_steps,
             config.batch_size,
-            self.stepper.micro,
+            self.micro_batches.size(),
             if self.choice.checkpointing { "computed again in the backward pass" } else { "kept" },
-            gigabytes(self.estimate.bytes(Choice { micro: self.stepper.micro, ..self.choice })),
+            gigabytes(self.estimate.bytes(Choice { micro: self.micro_batches.size(), ..self.choice })),
             gigabytes(match self.choice.checkpointing {
                 true => self.estimate.image_recomputed,
                 false => self.estimate.image,
@@ -165,7 +167,7 @@ impl<'a> Run<'a> {
         let Some(folder) = self.folder else { return Ok(()) };
         if let Some(ResumePoint { folder: checkpoint, progress, .. }) = resumed {
             let threads = std::mem::replace(&mut self.progress, progress.clone()).threads;
-            saved::load(checkpoint, &mut self.stepper)?;
+            checkpoint::load(checkpoint, &mut self.update, self.method.as_mut())?;
             let best = folder.path().join("best");
             if self.progress.best_composite.is_some() && !(best.is_dir() && checksums::verify(&best).is_ok()) {
                 let text = format!("{} is gone or damaged: the next evaluation takes its place", best.display());
@@ -191,7 +193,7 @@ impl<'a> Run<'a> {
                 self.config.held_out_images,
                 self.config.seed,
                 self.parts.models.latents,
-                self.stepper.micro,
+                self.micro_batches.size(),
             );
             let base = self.policy.as_base(|base| {
                 held_out.snapshot(base, &self.objective, &self.parts.embeddings, &self.watched("base images"))
@@ -214,10 +216,11 @@ impl<'a> Run<'a> {
             }
             let started = Instant::now();
             let rate = config.learning_rate * config.schedule.factor(step, total, config.warmup_steps);
-            let outcome = self.step(step, rate).map_err(|error| self.failed(at_step(step, &error)))?;
+            let (rollout_seconds, outcome) =
+                self.step(step, rate).map_err(|error| self.failed(at_step(step, &error)))?;
             self.progress.step = step;
-            self.progress.micro = self.stepper.micro;
-            self.log(step, rate, &outcome, started.elapsed().as_secs_f64())?;
+            self.progress.micro = self.micro_batches.size();
+            self.log(step, rate, &outcome, rollout_seconds, started.elapsed().as_secs_f64())?;
             let due = |every: usize| every > 0 && step.is_multiple_of(every);
             if (due(config.evaluate_every) || step == total) && self.evaluate()? {
                 return self.roll_back();
@@ -229,64 +232,58 @@ impl<'a> Run<'a> {
         self.finish()
     }
 
-    /// One optimizer step over the batch of step `step`.
-    fn step(&mut self, step: usize, rate: f64) -> Result<Outcome> {
-        let (config, parts) = (self.config, self.parts);
+    /// One round over the batch of step `step`: seconds of the roll-out, and what its last optimizer step measured.
+    fn step(&mut self, step: usize, rate: f64) -> Result<(f64, Outcome)> {
+        let config = self.config;
         let part = format!("step/{step}");
-        let seeds: Vec<u64> = (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect();
-        let Some(method) = &self.method else {
-            let work = denoising(config, parts, &self.policy, &self.images).of_step(&mut self.deal, step, config);
-            return self.stepper.step(&work, config.batch_size, rate, self.observer);
-        };
-        let distinct = self.deal.step(step, config.batch_size.div_euclid(config.images_per_prompt));
-        let prompts = distinct
-            .iter()
-            .flat_map(|prompt| std::iter::repeat_n(&parts.prompts[*prompt], config.images_per_prompt).cloned());
-        let stream = &mut noise::stream(config.seed, &format!("plan/{step}"));
+        let mut items = Vec::new();
+        for item in self.order.full_batch(step, config.batch_size.div_euclid(config.images_per_prompt)) {
+            let item = if config.on_pictures() { self.pictures.training_row(item) } else { item };
+            items.extend(std::iter::repeat_n(item, config.images_per_prompt));
+        }
+        let seeds = (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect();
         let _perturbed =
-            Perturbed::new(&parts.rewards, config.weight_noise, image_seed(config.seed, &part, usize::MAX));
-        let work = RewardWork {
-            policy: &self.policy,
-            objective: &self.objective,
-            method: method.as_ref(),
-            embeddings: &parts.embeddings,
-            plan: method.plan(self.policy.sampler.timesteps().len(), stream),
-            prompts: prompts.collect(),
-            seeds,
-            latents: parts.models.latents,
-        };
-        self.stepper.step(&work, config.batch_size, rate, self.observer)
+            Perturbed::new(&self.parts.rewards, config.weight_noise, image_seed(config.seed, &part, usize::MAX));
+        let Self { policy, objective, pictures, micro_batches, parts, method, update, .. } = self;
+        let scene = scene(config, parts, policy, objective, pictures, micro_batches, items, seeds);
+        let started = Instant::now();
+        let round = tch::no_grad(|| method.round(&scene, step))?;
+        let rollout_seconds = started.elapsed().as_secs_f64();
+        let mut outcome = Outcome::default();
+        for number in 0..round.updates() {
+            outcome = step::take(update, micro_batches, config.batch_size, rate, |images| round.loss(number, images))?;
+        }
+        Ok((rollout_seconds, outcome))
     }
 
-    fn log(&mut self, step: usize, rate: f64, outcome: &Outcome, seconds: f64) -> Result<()> {
-        if !outcome.applied {
+    fn log(&mut self, step: usize, rate: f64, outcome: &Outcome, rollout_seconds: f64, seconds: f64) -> Result<()> {
+        if !outcome.updated.applied {
             let text = format!(
                 "step {step}: non-finite loss or gradient ({}, {}): step left out",
-                outcome.loss, outcome.gradient_norm
+                outcome.loss, outcome.updated.gradient_norm
             );
             self.observer.event(&Event::Warning(&text));
         }
         let rewards = outcome.rewards.first();
-        let [rollout_seconds, forward_seconds, backward_seconds, optimizer_seconds] = outcome.seconds;
         let figures = TunedStep {
             step,
             total: self.config.train_steps,
             loss: outcome.loss,
-            reward_mean: rewards.map(|values| watch::mean(values)),
-            reward_std: rewards.map(|values| watch::deviation(values)),
-            grad_norm: outcome.gradient_norm,
+            reward_mean: rewards.map(|values| mean(values)),
+            reward_std: rewards.map(|values| deviation(values)),
+            grad_norm: outcome.updated.gradient_norm,
             learning_rate: rate,
             images_per_second: self.config.batch_size as f64 / seconds,
             peak_memory_bytes: memory(self.parts.device).map_or(0, |memory| memory.peak),
             rollout_seconds,
-            forward_seconds,
-            backward_seconds,
-            optimizer_seconds,
+            forward_seconds: outcome.forward_seconds,
+            backward_seconds: outcome.backward_seconds,
+            optimizer_seconds: outcome.optimizer_seconds,
         };
         if let Some(metrics) = &mut self.metrics {
             let mut line = json!(figures);
             for (weighted, values) in self.parts.rewards.iter().zip(&outcome.rewards).skip(1) {
-                line[format!("{}_mean", weighted.label)] = json!(watch::mean(values));
+                line[format!("{}_mean", weighted.label)] = json!(mean(values));
             }
             metrics.add(&line)?;
         }
@@ -313,9 +310,9 @@ impl<'a> Run<'a> {
 
     fn save(&mut self) -> Result<()> {
         let Some(folder) = self.folder else { return Ok(()) };
-        self.progress.micro = self.stepper.micro;
+        self.progress.micro = self.micro_batches.size();
         let path = checkpoints::folder(folder.path(), self.progress.step);
-        saved::checkpoint(&path, &self.parts.models, &self.stepper, &self.progress)
+        checkpoint::write(&path, &self.parts.models, &self.update, self.method.as_ref(), &self.progress)
             .map_err(|error| self.failed(error))?;
         checkpoints::prune(folder.path(), self.config.keep_checkpoints)?;
         self.observer.event(&Event::Saved(&path));
@@ -325,8 +322,8 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Result<Ended> {
         let Some(folder) = self.folder else { return Ok(Ended::Interrupted { step: self.progress.step }) };
         let (config, source, models) = (self.config, self.source, &self.parts.models);
-        self.stepper
-            .with_means(|| saved::result(folder.path(), config, source, models))
+        self.update
+            .with_means(|| checkpoint::result(folder.path(), config, source, models))
             .map_err(|error| self.failed(error))?;
         let name = if config.train == Train::Lora { "lora" } else { "model" };
         Ok(Ended::Finished(folder.path().join(name)))
@@ -337,13 +334,13 @@ impl<'a> Run<'a> {
         let plan = self.describe();
         self.step(1, 0.0)?;
         let started = Instant::now();
-        let outcome = self.step(2, 0.0)?;
+        let (rollout, outcome) = self.step(2, 0.0)?;
         let seconds = started.elapsed().as_secs_f64();
-        let [rollout, forward, backward, optimizer] = outcome.seconds;
+        let Outcome { forward_seconds, backward_seconds, optimizer_seconds, .. } = outcome;
         let peak = memory(self.parts.device).map_or(0, |memory| memory.peak);
         let minutes = seconds * self.config.train_steps as f64 / 60.0;
         Ok(format!(
-            "{plan}\none step measured: {seconds:.2} s (sampling {rollout:.2}, forward {forward:.2}, backward {backward:.2}, optimizer {optimizer:.2}), \
+            "{plan}\none step measured: {seconds:.2} s (sampling {rollout:.2}, forward {forward_seconds:.2}, backward {backward_seconds:.2}, optimizer {optimizer_seconds:.2}), \
              peak memory {:.2} GB; all {} steps: about {minutes:.0} min beside evaluations",
             peak as f64 / 1e9,
             self.config.train_steps,
@@ -360,21 +357,28 @@ fn at_step(step: usize, error: &Error) -> Error {
     }
 }
 
-/// The supervised work, on no rows yet.
-fn denoising<'a>(
+/// The images `items` with `seeds`, of a run.
+#[allow(clippy::too_many_arguments, reason = "parts of a run, borrowed one by one")]
+fn scene<'a>(
     config: &FinetuneConfig,
     parts: &'a Parts,
     policy: &'a Policy<'a>,
-    images: &'a denoise::Images,
-) -> denoise::DenoisingWork<'a> {
-    denoise::DenoisingWork {
+    objective: &'a Objective<'a>,
+    pictures: &'a Pictures,
+    micro_batches: &'a MicroBatches<'a>,
+    items: Vec<usize>,
+    seeds: Vec<u64>,
+) -> Scene<'a> {
+    Scene {
         policy,
-        vae: &parts.models.vae,
-        images,
+        objective,
         embeddings: &parts.embeddings,
-        snr_gamma: config.snr_gamma,
-        prompt_dropout: config.prompt_dropout,
-        rows: Vec::new(),
-        seeds: Vec::new(),
+        prompts: &parts.prompts,
+        pictures,
+        micro_batches,
+        latents: parts.models.latents,
+        seed: config.seed,
+        items,
+        seeds,
     }
 }

@@ -1,0 +1,44 @@
+//! What a round is made from.
+
+use std::ops::Range;
+
+use crate::{
+    conditioning::Embeddings,
+    micro_batches::MicroBatches,
+    objective::Objective,
+    pictures::Pictures,
+    policy::{Batch, Policy},
+};
+
+/// The models, the data and the images of a round.
+pub struct Scene<'a> {
+    /// What trains, and how it is sampled from.
+    pub policy: &'a Policy<'a>,
+    /// What is maximised; its VAE decodes and encodes.
+    pub objective: &'a Objective<'a>,
+    /// Hidden states of every prompt of the run.
+    pub embeddings: &'a Embeddings,
+    /// Distinct prompts of the run, or of its pictures.
+    pub prompts: &'a [String],
+    /// The run's pictures; none where it trains on prompts.
+    pub pictures: &'a Pictures,
+    /// How many images go through at a time.
+    pub micro_batches: &'a MicroBatches<'a>,
+    /// Channels, height and width of latents.
+    pub latents: [i64; 3],
+    /// The run's seed.
+    pub seed: u64,
+    /// The prompt, or the row of the pictures, of each image.
+    pub items: Vec<usize>,
+    /// The effective seed of each image.
+    pub seeds: Vec<u64>,
+}
+
+impl Scene<'_> {
+    /// Images `images`, each of the prompt that its item is.
+    pub fn batch(&self, images: Range<usize>) -> Batch {
+        let prompts: Vec<String> = self.items[images.clone()].iter().map(|item| self.prompts[*item].clone()).collect();
+        let context = self.embeddings.of(&prompts);
+        Batch::new(prompts, context, self.seeds[images].to_vec(), self.latents)
+    }
+}

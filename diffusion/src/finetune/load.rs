@@ -1,0 +1,164 @@
+//! What is loaded before a run starts.
+
+use std::path::PathBuf;
+
+use reward::{
+    event::{Event, Observer},
+    native::memory,
+    rewards::{Reward, load::LoadOptions},
+};
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    checkpoint::Progress,
+    config::{Checkpointing, FinetuneConfig},
+    memory::{Choice, Estimate},
+    models::Models,
+};
+use crate::{
+    Error, Result,
+    algorithm::{Algorithm, Method, RewardUse},
+    conditioning::Embeddings,
+    objective::Weighted,
+    pictures,
+    pipeline::default_precision,
+    prompts,
+    schedule::SamplerName,
+    source::Source,
+};
+
+/// What is loaded before a run starts, rewards first: they are the smallest, and the likeliest to be wrong.
+pub(super) struct Parts {
+    pub(super) rewards: Vec<Weighted>,
+    pub(super) prompts: Vec<String>,
+    pub(super) held_out: Vec<String>,
+    pub(super) models: Models,
+    pub(super) embeddings: Embeddings,
+    pub(super) device: Device,
+    pub(super) kind: Kind,
+}
+
+impl Parts {
+    pub(super) fn load(config: &FinetuneConfig, source: &Source, observer: &dyn Observer) -> Result<Self> {
+        let read = |file: &Option<PathBuf>| {
+            file.as_deref().map_or(Ok(Vec::new()), |file| crate::prompts::read(file, observer))
+        };
+        let (mut prompts, held_out) = (read(&config.prompts)?, read(&config.held_out_prompts)?);
+        let shared = held_out.iter().filter(|prompt| prompts.contains(prompt)).count();
+        if shared > 0 {
+            let text =
+                format!("{shared} held-out prompt(s) are among the training prompts: they show no more than those");
+            observer.event(&Event::Warning(&text));
+        }
+        if let Some(table) = &config.images {
+            prompts = pictures::prompts(table)?;
+        }
+        drop(source.sampler(SamplerName::Ddim, config.sample_steps, config.sampling().1)?);
+        let device = config.device.resolve()?;
+        let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
+        let mut rewards: Vec<Weighted> = Vec::new();
+        for spec in &config.reward {
+            let (clip, activation) = (config.clip.as_deref(), config.activation);
+            let reward = spec.load_with(&LoadOptions { clip, activation, device, kind }, observer)?;
+            needs_gradient(config.method(), reward.as_ref())?;
+            let mut label = reward.name().to_owned();
+            let same = rewards.iter().filter(|other| other.reward.name() == label).count();
+            if same > 0 {
+                label = format!("{label}-{}", same + 1);
+            }
+            rewards.push(Weighted { label, reward, weight: spec.weight });
+        }
+        source.tell(observer)?;
+        prompts::warn(&prompts, &config.negative_prompt, &source.tokenizer()?, observer)?;
+        let models = Models::load(config, source, device, kind)?;
+        models.tell(config, observer);
+        let all = prompts.iter().chain(&held_out).map(String::as_str);
+        let embeddings = Embeddings::new(
+            source,
+            all.chain([config.negative_prompt.as_str(), ""]),
+            &models.text_adapters,
+            models.unet.config.cross_attention_dim,
+            (device, kind),
+        )?;
+        Ok(Self { rewards, prompts, held_out, models, embeddings, device, kind })
+    }
+
+    /// What a step will take, and what follows; a resumed run goes on as it was. The models are set accordingly.
+    pub(super) fn plan(
+        &mut self,
+        config: &FinetuneConfig,
+        method: &dyn Algorithm,
+        progress: Option<&Progress>,
+    ) -> (Estimate, Choice) {
+        let (unet, vae) = (&self.models.unet, &self.models.vae);
+        let count = |tensors: &mut dyn Iterator<Item = &Tensor>| -> usize { tensors.map(Tensor::numel).sum() };
+        let trained = unet.parameters.trained();
+        let training = count(&mut trained.iter().map(|(_, tensor)| tensor));
+        let seen = self.rewards.iter().flat_map(|weighted| weighted.reward.weights()).collect::<Vec<_>>();
+        let models = unet.parameters.tensors.values().chain(vae.parameters.tensors.values());
+        let all = count(&mut models.chain(&seen));
+        let graph = method.graph(&config.settings());
+        let counts = [all.max(training), training];
+        let estimate =
+            Estimate::new(config, (&unet.config, &vae.config), counts, self.models.latents, graph, self.kind);
+        let choice = match progress {
+            Some(Progress { micro, checkpointing, .. }) => Choice {
+                checkpointing: match config.gradient_checkpointing {
+                    Checkpointing::On => true,
+                    Checkpointing::Off => false,
+                    Checkpointing::Auto => *checkpointing,
+                },
+                micro: config
+                    .gradient_accumulation
+                    .map_or(*micro, |parts| config.batch_size.div_ceil(parts).min(*micro)),
+            },
+            None => estimate.choose(config, memory(self.device).map(|memory| memory.free)),
+        };
+        self.models.unet.checkpointing = choice.checkpointing;
+        self.models.vae.checkpointing = choice.checkpointing;
+        for weighted in &mut self.rewards {
+            weighted.reward.set_checkpointing(choice.checkpointing);
+        }
+        (estimate, choice)
+    }
+}
+
+/// Methods that follow a reward's gradient refuse one that has none.
+fn needs_gradient(method: Option<&Method>, reward: &dyn Reward) -> Result<()> {
+    match method {
+        Some(method) if method.reward == RewardUse::Gradient && !reward.differentiable() => {
+            Err(Error::usage(format!("reward `{}` has no gradient, which `{method}` needs", reward.name())))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithm;
+
+    struct Counted;
+
+    impl Reward for Counted {
+        fn name(&self) -> &str {
+            "counted"
+        }
+
+        fn score(&self, pixels: &Tensor, _: &[&str]) -> Result<Tensor> {
+            Ok(pixels.flatten(1, -1).round().sum_dim_intlist([1_i64].as_slice(), false, Kind::Float))
+        }
+
+        fn differentiable(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_reward_without_a_gradient_is_refused_where_one_is_needed() {
+        let error = needs_gradient(Some(algorithm::ALL[1]), &Counted).unwrap_err();
+        assert_eq!(error.to_string(), "reward `counted` has no gradient, which `draft-k` needs");
+        assert_eq!(error.kind(), crate::ErrorKind::Usage);
+        needs_gradient(Some(algorithm::ALL[5]), &Counted).unwrap();
+    }
+}

@@ -1,0 +1,141 @@
+//! From latents to a loss: decode, score, standardise, shape; one place for all methods.
+
+use reward::{closed_set, rewards::Reward};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error, Result,
+    noise::Stream,
+    policy::{Batch, Unrolled},
+    vae::Vae,
+};
+
+closed_set! {
+    /// How a standardised reward r becomes a loss.
+    pub enum Shaping: "shaping" {
+        /// −r (DRaFT).
+        Negative = "negative",
+        /// relu(c − r): images above c pull no more (ReFL, DRTune).
+        Relu = "relu",
+    }
+}
+
+/// A reward with its share of the whole.
+pub struct Weighted {
+    /// The reward's name, unlike any other's of the run.
+    pub label: String,
+    /// The reward.
+    pub reward: Box<dyn Reward>,
+    /// The factor on the standardised reward.
+    pub weight: f64,
+}
+
+/// The unit of a reward.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// Mean over the base model's images.
+    pub mean: f64,
+    /// Standard deviation over the base model's images.
+    pub deviation: f64,
+}
+
+impl Scale {
+    /// The unit of raw rewards: they stay as they are.
+    pub const RAW: Self = Self { mean: 0.0, deviation: 1.0 };
+}
+
+/// What training maximises.
+pub struct Objective<'a> {
+    /// Decodes latents.
+    pub vae: &'a Vae,
+    /// Rewards whose standardised values are added up, each times its weight.
+    pub rewards: &'a [Weighted],
+    /// The unit of each reward.
+    pub scales: Vec<Scale>,
+    /// How the sum becomes a loss.
+    pub shaping: Shaping,
+    /// c of [`Shaping::Relu`].
+    pub margin: f64,
+    /// Factor on the reward's part of the loss.
+    pub loss_scale: f64,
+    /// Factor on the mean squared distance of ε from the base model's.
+    pub anchor: f64,
+    /// Standard deviation of noise added to the pixels that a reward sees, which flattens its sharp maxima.
+    pub pixel_noise: f64,
+}
+
+/// The loss of a micro-batch.
+pub struct Loss {
+    /// The mean over the micro-batch, a scalar with a graph.
+    pub loss: Tensor,
+    /// Raw values of each reward, `[N]`, without a graph.
+    pub rewards: Vec<Tensor>,
+}
+
+impl Objective<'_> {
+    /// `latents` `[B, C, h, w]` as pixels `[B, 3, H, W]` in 0..=1, fp32.
+    pub fn decode(&self, latents: &Tensor) -> Tensor {
+        (self.vae.decode(&(latents / self.vae.config.scaling_factor)) / 2.0 + 0.5).clamp(0.0, 1.0)
+    }
+
+    /// The weighted, scaled rewards of `pixels`, and each reward's raw values by its name, without a graph: a value an image.
+    ///
+    /// # Errors
+    /// A reward fails.
+    #[allow(clippy::type_complexity, reason = "names with their values")]
+    pub fn score(&self, pixels: &Tensor, batch: &Batch) -> Result<(Vec<f64>, Vec<(String, Vec<f64>)>)> {
+        let prompts: Vec<&str> = batch.prompts.iter().map(String::as_str).collect();
+        let mut total = vec![0.0; prompts.len()];
+        let mut raw = Vec::new();
+        for (weighted, scale) in self.rewards.iter().zip(&self.scales) {
+            let values = numbers(&tch::no_grad(|| weighted.reward.score(pixels, &prompts))?)?;
+            for (total, value) in total.iter_mut().zip(&values) {
+                *total += (value - scale.mean) * (weighted.weight / scale.deviation);
+            }
+            raw.push((weighted.label.clone(), values));
+        }
+        Ok((total, raw))
+    }
+
+    /// The mean loss over `unrolled`, the images of `batch`.
+    ///
+    /// # Errors
+    /// A reward fails.
+    pub fn loss(&self, unrolled: &Unrolled, batch: &Batch) -> Result<Loss> {
+        let prompts: Vec<&str> = batch.prompts.iter().map(String::as_str).collect();
+        let mut losses = Vec::new();
+        let mut raw: Vec<Vec<Tensor>> = self.rewards.iter().map(|_| Vec::new()).collect();
+        for (copy, latents) in unrolled.latents.iter().enumerate() {
+            let mut pixels = self.decode(latents);
+            if self.pixel_noise > 0.0
+                && let [_, channels, height, width] = pixels.size()[..]
+            {
+                let noise = (batch.noise)(Stream::Pixels(copy), [channels, height, width]);
+                pixels = (pixels + noise * self.pixel_noise).clamp(0.0, 1.0);
+            }
+            let mut total = Tensor::zeros([prompts.len() as i64], (Kind::Float, latents.device()));
+            for ((weighted, scale), raw) in self.rewards.iter().zip(&self.scales).zip(&mut raw) {
+                let reward = weighted.reward.score(&pixels, &prompts)?;
+                raw.push(reward.detach());
+                total += (reward - scale.mean) * (weighted.weight / scale.deviation);
+            }
+            losses.push(match self.shaping {
+                Shaping::Negative => -total,
+                Shaping::Relu => (self.margin - total).relu(),
+            });
+        }
+        let mut loss = Tensor::cat(&losses, 0).mean(Kind::Float) * self.loss_scale;
+        if let Some(anchor) = &unrolled.anchor {
+            loss += anchor * self.anchor;
+        }
+        Ok(Loss { loss, rewards: raw.iter().map(|values| Tensor::cat(values, 0)).collect() })
+    }
+}
+
+/// The values of a tensor.
+pub(crate) fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    Vec::try_from(tensor.detach().to_kind(Kind::Double).to_device(Device::Cpu).flatten(0, -1))
+        .map_err(|error| Error::data("values cannot be read back").caused_by(error))
+}

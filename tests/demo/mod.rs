@@ -1,0 +1,4 @@
+//! `social-reward demo`.
+
+mod figures;
+mod pipeline;

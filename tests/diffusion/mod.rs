@@ -1,0 +1,7 @@
+//! `social-reward diffusion`.
+
+mod bad;
+mod finetune;
+pub(crate) mod generate;
+mod interrupted;
+mod models;
