@@ -75,7 +75,7 @@ impl Pictures {
     }
 
     /// Rows that train.
-    pub fn len(&self) -> usize {
+    pub fn training_rows(&self) -> usize {
         self.rows.len() - self.held_out.len()
     }
 

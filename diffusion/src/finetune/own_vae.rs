@@ -130,7 +130,7 @@ fn train_vae(
     let clip_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
     let mut update = Update::new(models.vae.parameters.trained(), step::adamw(0.0), clip_norm, None);
     let micro_batches = MicroBatches::new(config.batch_size, device, observer);
-    let mut order = Order::of_prompts(images.len(), image_seed(config.seed, "vae rows", 0));
+    let mut order = Order::of_prompts(images.training_rows(), image_seed(config.seed, "vae rows", 0));
     for step in 1..=config.vae_steps {
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
@@ -148,7 +148,7 @@ fn train_vae(
             observer.event(&Event::Note(&format!("VAE: loss {:.5} after {step} steps", outcome.loss)));
         }
     }
-    let rows: Vec<usize> = (0..images.len().min(SCALED_BY)).map(|index| images.training_row(index)).collect();
+    let rows: Vec<usize> = (0..images.training_rows().min(SCALED_BY)).map(|index| images.training_row(index)).collect();
     let means = rows
         .chunks(config.batch_size)
         .map(|rows| tch::no_grad(|| images.pixels(rows, device).map(|pixels| models.vae.encode(&pixels).0)));

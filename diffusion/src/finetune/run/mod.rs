@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
         };
         let trained = models.unet.parameters.trained();
         let clip_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
-        let items = if config.on_pictures() { pictures.len() } else { parts.prompts.len() };
+        let items = if config.on_pictures() { pictures.training_rows() } else { parts.prompts.len() };
         Ok(Self {
             config,
             source,
