@@ -120,7 +120,7 @@ pub enum State {
     Finished,
 }
 
-/// What there is of the image in `folder`, whose [settings](settings) are `wanted`.
+/// What there is of the image in `folder`, whose [`settings`] are `wanted`.
 ///
 /// # Errors
 /// There is a file by its name that is no such image: of another program or of other settings.
