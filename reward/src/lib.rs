@@ -17,7 +17,6 @@ pub mod files;
 pub mod foreign;
 pub mod hub;
 pub mod json;
-#[cfg(feature = "torch")]
 pub mod loss;
 pub mod measures;
 #[cfg(feature = "torch")]

@@ -7,18 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{CommonArgs, ImageArgs};
 
-/// The names of all losses.
-#[cfg(feature = "torch")]
-fn losses() -> PossibleValuesParser {
-    PossibleValuesParser::new(reward::loss::LossName::NAMES)
-}
-
-/// Any name: the portable build does not train.
-#[cfg(not(feature = "torch"))]
-fn losses() -> clap::builder::StringValueParser {
-    clap::builder::StringValueParser::new()
-}
-
 #[derive(Subcommand)]
 pub(crate) enum RewardCommand {
     /// Fine-tune CLIP on (prompt, remixed image, image nobody remixed) triplets
@@ -67,7 +55,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     save_folder: Option<PathBuf>,
     /// Loss [default: triplet]
-    #[arg(long, value_parser = losses())]
+    #[arg(long, value_parser = PossibleValuesParser::new(reward::loss::LossName::NAMES))]
     loss_name: Option<String>,
     /// Checkpoint to start from instead of the base model
     #[arg(long, value_name = "CKPT")]

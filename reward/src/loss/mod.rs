@@ -1,9 +1,13 @@
 //! The three losses on unit embeddings, one file each.
 
+#[cfg(feature = "torch")]
 pub mod bradley_terry;
+#[cfg(feature = "torch")]
 pub mod info_nce;
+#[cfg(feature = "torch")]
 pub mod triplet;
 
+#[cfg(feature = "torch")]
 use tch::Tensor;
 
 use crate::closed_set;
@@ -11,16 +15,17 @@ use crate::closed_set;
 closed_set! {
     /// Which loss is trained (`--loss-name`).
     pub enum LossName: "loss" {
-        /// The original's: [`triplet`].
+        /// The original's: `triplet`.
         Triplet = "triplet",
-        /// [`bradley_terry`].
+        /// `bradley_terry`.
         BradleyTerry = "bradley-terry",
-        /// [`info_nce`].
+        /// `info_nce`.
         InfoNce = "info-nce",
     }
 }
 
 /// One batch of unit embeddings.
+#[cfg(feature = "torch")]
 pub struct Embeddings {
     /// Prompts, `[B, E]`.
     pub text: Tensor,
@@ -32,6 +37,7 @@ pub struct Embeddings {
     pub prompt: Tensor,
 }
 
+#[cfg(feature = "torch")]
 impl LossName {
     /// The mean loss over the batch, a scalar. `scale`: `exp(logit_scale)`; `margin`: of the triplet loss.
     pub fn mean(self, embeddings: &Embeddings, scale: &Tensor, margin: f64) -> Tensor {
