@@ -16,25 +16,25 @@ use tch::Tensor;
 pub enum Stream {
     /// Initial latents.
     Latents,
-    /// What a stochastic sampler adds in this step.
+    /// Noise that a stochastic sampler adds in this step.
     Step(usize),
-    /// What this copy of an image is noised with again.
+    /// Noise for this noised copy of an image.
     Renoise(usize),
-    /// What is added to the pixels of this copy before a reward sees them.
+    /// Noise on the pixels of this copy before a reward sees them.
     Pixels(usize),
-    /// What latents are noised with to compare predictions at this quarter of the way.
+    /// Noise on latents for comparing predictions at this quarter of the way.
     Drift(usize),
     /// The sample of the VAE's posterior.
     Posterior,
-    /// What clean latents are noised with in training.
+    /// Noise on clean latents in training.
     Noise,
     /// The noise level of training.
     Timestep,
-    /// Whether a prompt is left out in training.
+    /// The draw that leaves a prompt out in training.
     Dropout,
-    /// What a method draws in this round.
+    /// The draws of a method in this round.
     Plan(usize),
-    /// What is added to this tensor of a reward.
+    /// Noise on this tensor of a reward.
     Weight(usize),
 }
 

@@ -47,7 +47,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// What libtorch reports by panicking, through tch, with the first line of its message.
+/// A failure that libtorch reports by panicking, through tch, with the first line of its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// No memory is left, on a GPU or a CPU.

@@ -29,19 +29,12 @@ pub(crate) struct ImageArgs {
     pub(crate) num_workers: Option<usize>,
 }
 
-/// Device, seed, threads and activation.
+/// Device, seed, threads, and how a CLIP is opened.
 #[derive(Args, Serialize, Deserialize, Default)]
 pub(crate) struct CommonArgs {
-    /// auto, cpu, cuda or cuda:N [default: auto]
-    #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<reward::device::DeviceName>,
-    /// Seed of every random choice [default: 0]
-    #[arg(long, value_name = "N")]
-    #[serde(default, with = "reward::seed::optional", skip_serializing_if = "Option::is_none")]
-    pub(crate) seed: Option<u64>,
-    /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) compute: ComputeArgs,
     /// Overrides the model's activation
     #[arg(long, value_parser = PossibleValuesParser::new(["quick-gelu", "gelu"]))]
     pub(crate) activation: Option<String>,
@@ -52,11 +45,11 @@ pub(crate) struct CommonArgs {
 
 /// Device, seed and threads.
 #[derive(Args, Serialize, Deserialize, Default)]
-pub(crate) struct DiffusionCommonArgs {
+pub(crate) struct ComputeArgs {
     /// auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<reward::device::DeviceName>,
-    /// Seed of the noise; of an export, of random: weights [default: 0]
+    /// Seed of every random choice [default: 0]
     #[arg(long, value_name = "N")]
     #[serde(default, with = "reward::seed::optional", skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde::{Deserialize, Serialize};
 
-use super::{common::DiffusionCommonArgs, finetune::FinetuneArgs};
+use super::{common::ComputeArgs, finetune::FinetuneArgs};
 
 #[derive(Subcommand)]
 pub(crate) enum DiffusionCommand {
@@ -105,7 +105,7 @@ pub(crate) struct GenerateArgs {
     save_final_latents: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
-    common: DiffusionCommonArgs,
+    compute: ComputeArgs,
     /// TOML file with any of these settings; a flag beats the file
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -146,7 +146,7 @@ pub(crate) struct DiffusionExportArgs {
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
-    pub(crate) common: DiffusionCommonArgs,
+    pub(crate) compute: ComputeArgs,
     /// TOML file with any of these settings; a flag beats the file
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -180,7 +180,7 @@ pub(crate) struct VerifyArgs {
     pub(crate) precision: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
-    pub(crate) common: DiffusionCommonArgs,
+    pub(crate) compute: ComputeArgs,
     /// Print one JSON document
     #[arg(long)]
     #[serde(skip)]

@@ -1,10 +1,12 @@
 //! The flags of `social-reward evaluate`.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, builder::PossibleValuesParser};
-use reward::{device::DeviceName, evaluate::metric::MetricSpec};
+use reward::evaluate::metric::MetricSpec;
 use serde::{Deserialize, Deserializer, Serialize};
+
+use super::common::ComputeArgs;
 
 /// Flags of `evaluate`.
 #[derive(Args, Serialize, Deserialize, Default)]
@@ -70,16 +72,9 @@ pub(crate) struct EvaluateArgs {
     /// Refuse pictures with more pixels; decoding takes half of the free memory at most [default: 178956970, Pillow's limit]
     #[arg(long, value_name = "N")]
     pub(crate) max_pixels: Option<u64>,
-    /// auto, cpu, cuda or cuda:N [default: auto]
-    #[arg(long, value_name = "DEVICE")]
-    pub(crate) device: Option<DeviceName>,
-    /// Seed of the bootstraps and of random weights [default: 0]
-    #[arg(long, value_name = "N")]
-    #[serde(default, with = "reward::seed::optional", skip_serializing_if = "Option::is_none")]
-    pub(crate) seed: Option<u64>,
-    /// CPU threads to compute with [default: as many as this process may use; 1 for tiny models]
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) compute: ComputeArgs,
     /// Print one JSON document
     #[arg(long)]
     #[serde(skip)]

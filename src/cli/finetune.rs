@@ -7,7 +7,7 @@ use clap::{Args, builder::PossibleValuesParser};
 use diffusion::algorithm::{ALL, Method};
 use serde::Serialize;
 
-use super::common::DiffusionCommonArgs;
+use super::common::ComputeArgs;
 
 /// The names of all methods, each with what it does.
 #[cfg(feature = "torch")]
@@ -22,7 +22,7 @@ fn methods() -> clap::builder::StringValueParser {
     clap::builder::StringValueParser::new()
 }
 
-/// What a setting is, and what each method takes where the user says nothing.
+/// Help of a setting whose default depends on the method: `what` it is, and the default `of` each method.
 #[cfg(feature = "torch")]
 fn published(what: &str, of: impl Fn(&Method) -> f64) -> String {
     let defaults: Vec<String> = ALL.iter().map(|method| format!("{method} {}", of(method))).collect();
@@ -215,7 +215,7 @@ pub(crate) struct FinetuneArgs {
     keep_checkpoints: Option<u32>,
     #[command(flatten)]
     #[serde(flatten)]
-    common: DiffusionCommonArgs,
+    compute: ComputeArgs,
     /// TOML file with any of these settings; a flag beats the file
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]

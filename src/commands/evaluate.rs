@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
     };
     output::check_folder(folder, way_out)?;
     let mut store = Store::open(&folder.join("scores.parquet"))?;
-    let options = Options { device: commands::device(settings.device, settings.threads), ..options };
+    let options = Options { device: commands::device(settings.compute.device, settings.compute.threads), ..options };
     let evaluation = evaluate(&sets, &options, &mut store, &progress, &stop)?;
     let (scores, table) = (store.rows.len(), store.path().display());
     progress.line(&format!("{scores} scores in {table}, {} of them new", evaluation.computed));
@@ -59,8 +59,8 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
 }
 
 fn options(settings: &EvaluateArgs) -> Result<Options> {
-    let EvaluateArgs { clip, activation, batch_size, num_workers, max_pixels, device, seed, .. } = settings;
-    let seed = seed.unwrap_or(0);
+    let EvaluateArgs { clip, activation, batch_size, num_workers, max_pixels, compute, .. } = settings;
+    let seed = compute.seed.unwrap_or(0);
     let batch_size = batch_size.unwrap_or(32);
     if batch_size == 0 {
         return Err(Error::usage("batch_size = 0: want at least 1").into());
@@ -71,7 +71,7 @@ fn options(settings: &EvaluateArgs) -> Result<Options> {
     Ok(Options {
         metrics: settings.specs()?,
         clip: clip.clone(),
-        device: device.unwrap_or(reward::device::DeviceName::Auto),
+        device: compute.device.unwrap_or(reward::device::DeviceName::Auto),
         open: OpenOptions { activation: commands::activation(activation.as_deref())?, seed, ..OpenOptions::default() },
         embed: EmbedOptions { batch_size, workers, decode, on_bad_image: OnBadImage::Stop },
         seed,

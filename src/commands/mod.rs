@@ -64,7 +64,7 @@ pub(crate) fn warn_of_cut_prompts(tokens: &[Tokens], progress: &Progress) {
 impl CommonArgs {
     pub(crate) fn open_options(&self) -> Result<OpenOptions<'_>> {
         let (activation, weights) = (activation(self.activation.as_deref())?, self.weights.as_deref());
-        Ok(OpenOptions { activation, seed: self.seed.unwrap_or(0), weights, architecture: None })
+        Ok(OpenOptions { activation, seed: self.compute.seed.unwrap_or(0), weights, architecture: None })
     }
 }
 

@@ -62,8 +62,8 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
     let tokens: Vec<Tokens> = manifest.prompts.iter().map(encode).collect();
     commands::warn_of_cut_prompts(&tokens, &progress);
 
-    let device = commands::device(settings.common.device, settings.common.threads);
-    let computed = described(model, &checkpoint, &options, device, settings.common.seed.unwrap_or(0))?;
+    let device = commands::device(settings.common.compute.device, settings.common.compute.threads);
+    let computed = described(model, &checkpoint, &options, device, settings.common.compute.seed.unwrap_or(0))?;
     let mut parts = match &settings.output {
         Some(output) => Some(Parts::of(output, Model { files: checkpoint.files(), settings: &computed })?),
         None => None,

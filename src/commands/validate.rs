@@ -34,9 +34,10 @@ pub(crate) fn run(arguments: &ValidateArgs) -> Result<ExitCode> {
         .map(|prompt| Tokenizer::openai().encode(prompt, checkpoint.config.context_length))
         .collect();
     commands::warn_of_cut_prompts(&tokens, &progress);
-    let engine = engine(&checkpoint, commands::device(settings.common.device, settings.common.threads))?;
+    let engine =
+        engine(&checkpoint, commands::device(settings.common.compute.device, settings.common.compute.threads))?;
     let table = embed(&*engine, &triplets.images, &tokens, &options, &progress, &stop)?;
-    let validation = table.validation(&triplets, &tokens, settings.common.seed.unwrap_or(0))?;
+    let validation = table.validation(&triplets, &tokens, settings.common.compute.seed.unwrap_or(0))?;
     let text = if arguments.json { serde_json::to_string_pretty(&validation)? } else { as_text(&validation) };
     commands::print(&text)?;
     Ok(ExitCode::SUCCESS)

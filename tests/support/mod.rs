@@ -1,4 +1,4 @@
-//! What tests share: a folder to run the program in, and files to run it on.
+//! Shared by tests: a folder to run the program in, and files to run it on.
 
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build does not train"))]
 pub(crate) mod harness;

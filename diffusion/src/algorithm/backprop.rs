@@ -1,5 +1,5 @@
-//! What DRaFT, DRTune, AlignProp and ReFL share: an image is sampled by DDIM, some steps with a graph, and the reward's gradient
-//! flows back through them. A method is a choice of steps.
+//! Back-propagation of a reward through sampling, which DRaFT, DRTune, AlignProp and ReFL share: DDIM makes an image, some of its
+//! steps with a graph, and the reward's gradient flows back through them. A method is a choice of steps.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::{
 
 /// A method that follows the gradient of the reward.
 pub trait Backprop {
-    /// Which of `steps` sampling steps run and train in one optimizer step; `random` is this step's own stream.
+    /// Chooses which of `steps` sampling steps run and train in one optimizer step; `random` is this step's own stream.
     fn plan(&self, steps: usize, random: &mut ChaCha8Rng) -> Plan;
 
     /// Images of one graph for each image of the batch.

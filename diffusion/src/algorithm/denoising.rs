@@ -29,7 +29,7 @@ pub(super) const METHOD: Method = Method {
     build: |settings| Box::new(Denoising { snr_gamma: settings.snr_gamma, prompt_dropout: settings.prompt_dropout }),
 };
 
-/// Pictures, noised to a random level, are predicted.
+/// The supervised method: pictures, noised to a random level, are predicted.
 pub struct Denoising {
     /// γ of min-SNR weighting, if it is asked for.
     pub snr_gamma: Option<f64>,

@@ -36,34 +36,34 @@ pub const ALL: [&Method; 6] =
 pub struct Method {
     /// The name in a config and on the command line.
     pub name: &'static str,
-    /// What it does, in one line.
+    /// Summary for help, in one line.
     pub title: &'static str,
-    /// What it wants of rewards.
+    /// Use of rewards: none, or their gradient.
     pub reward: RewardUse,
-    /// What it trains on.
+    /// Training data: prompts, or pictures with prompts.
     pub data: Data,
     /// Classifier-free guidance, if the user says nothing.
     pub guidance_scale: f64,
     /// DDIM's noise, 0 to 1, if the user says nothing.
     pub eta: f64,
-    /// Whether gradients flow through the unconditional pass, if the user says nothing.
+    /// Gradients through the unconditional pass, if the user says nothing.
     pub negative_branch_gradient: bool,
     /// Settings that this method reads and most others do not.
     pub reads: &'static [&'static str],
-    /// Makes it.
+    /// Constructor from the run's hyper-parameters.
     pub build: fn(&Settings) -> Box<dyn Algorithm>,
 }
 
-/// What a method wants of rewards.
+/// Use that a method makes of rewards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RewardUse {
-    /// Nothing: they only watch.
+    /// No use: rewards only watch held-out images.
     None,
     /// The gradient of rewards with respect to pixels.
     Gradient,
 }
 
-/// What a method trains on.
+/// Training data of a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Data {
     /// Prompts, whose images the model makes.
@@ -116,12 +116,12 @@ pub trait Algorithm {
         Ok(None)
     }
 
-    /// What the method remembers from round to round, by name, for checkpoints.
+    /// Tensors that the method remembers from round to round, by name, for checkpoints.
     fn state(&self) -> Vec<(String, Tensor)> {
         Vec::new()
     }
 
-    /// Sets what [`Self::state`] gave, which `read` gives back by name and shape.
+    /// Restores the tensors of [`Self::state`], which `read` gives by name and shape.
     ///
     /// # Errors
     /// Those of `read`.
@@ -130,7 +130,7 @@ pub trait Algorithm {
     }
 }
 
-/// What one roll-out is used for: optimizer steps over its images.
+/// Use of one roll-out: optimizer steps over its images.
 pub trait Round {
     /// Optimizer steps.
     fn updates(&self) -> usize {

@@ -1,4 +1,4 @@
-//! What a round is made from.
+//! The models, the data and the images that a method makes a round from.
 
 use std::ops::Range;
 
@@ -12,9 +12,9 @@ use crate::{
 
 /// The models, the data and the images of a round.
 pub struct Scene<'a> {
-    /// What trains, and how it is sampled from.
+    /// The UNet that trains, and its sampling steps.
     pub policy: &'a Policy<'a>,
-    /// What is maximised; its VAE decodes and encodes.
+    /// The objective, whose VAE decodes and encodes.
     pub objective: &'a Objective<'a>,
     /// Hidden states of every prompt of the run.
     pub embeddings: &'a Embeddings,
@@ -22,7 +22,7 @@ pub struct Scene<'a> {
     pub prompts: &'a [String],
     /// The run's pictures; none where it trains on prompts.
     pub pictures: &'a Pictures,
-    /// How many images go through at a time.
+    /// Number of images that go through at a time.
     pub micro_batches: &'a MicroBatches<'a>,
     /// Channels, height and width of latents.
     pub latents: [i64; 3],
@@ -35,7 +35,7 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Images `images`, each of the prompt that its item is.
+    /// Prompts, hidden states and noise of images `images`.
     pub fn batch(&self, images: Range<usize>) -> Batch {
         let prompts: Vec<String> = self.items[images.clone()].iter().map(|item| self.prompts[*item].clone()).collect();
         let context = self.embeddings.of(&prompts);

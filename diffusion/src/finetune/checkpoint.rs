@@ -121,11 +121,7 @@ pub(super) fn write(
         }
         let state = update.adam.state().map(|(name, tensor)| saved(&name, tensor));
         tensor_file(&optimizer, state.collect(), Default::default())?;
-        let state = method.state();
-        if !state.is_empty() {
-            let named = state.iter().map(|(name, tensor)| saved(name, tensor));
-            tensor_file(&partial.join(METHOD), named.collect(), Default::default())?;
-        }
+        write_state(partial, method)?;
         if let Some(lora) = adapters(models) {
             lora::diffusers(&partial.join("pytorch_lora_weights.safetensors"), &lora)?;
         }
@@ -154,10 +150,27 @@ pub(super) fn load(folder: &Path, update: &mut Update, method: &mut dyn Algorith
     }
     let file = TensorFile::open(&optimizer)?;
     update.adam.set_state(|name, shape| read(&file, name, shape))?;
-    if method.state().is_empty() {
+    load_state(folder, method)
+}
+
+/// Writes the state of a method that has any into `folder`.
+fn write_state(folder: &Path, method: &dyn Algorithm) -> Result<()> {
+    let state = method.state();
+    if state.is_empty() {
         return Ok(());
     }
-    let file = TensorFile::open(&folder.join(METHOD))?;
+    check_finite(folder, state.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+    let named = state.iter().map(|(name, tensor)| (name.clone(), Saved::new(tensor, Kind::Float)));
+    tensor_file(&folder.join(METHOD), named.collect(), Default::default())
+}
+
+/// Gives a method the state that [`write_state`] wrote. One that had none when it was saved begins as new.
+fn load_state(folder: &Path, method: &mut dyn Algorithm) -> Result<()> {
+    let path = folder.join(METHOD);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let file = TensorFile::open(&path)?;
     method.set_state(&|name, shape| read(&file, name, shape))
 }
 
@@ -265,4 +278,50 @@ fn model(path: &Path, source: &Source, models: &Models) -> Result<()> {
         };
         save::folder(partial, &pipeline, Precision::Full)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithm::{Graph, Round, Scene, Settings};
+
+    /// A method that remembers a running mean, once it has seen something.
+    #[derive(Default)]
+    struct Remembers(Option<Tensor>);
+
+    impl Algorithm for Remembers {
+        fn graph(&self, _: &Settings) -> Graph {
+            Graph { predictions: 0, decoded: 0 }
+        }
+
+        fn round<'a>(&'a mut self, _: &'a Scene<'a>, _: usize) -> Result<Box<dyn Round + 'a>> {
+            Err(Error::data("makes no rounds"))
+        }
+
+        fn state(&self) -> Vec<(String, Tensor)> {
+            self.0.iter().map(|mean| ("mean".to_owned(), mean.shallow_clone())).collect()
+        }
+
+        fn set_state(&mut self, read: &dyn Fn(&str, &[i64]) -> Result<Tensor>) -> Result<()> {
+            self.0 = Some(read("mean", &[2])?);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_method_remembers_is_part_of_a_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut resumed = Remembers::default();
+        // Nothing was remembered yet: nothing is written, and the method begins as new.
+        write_state(folder.path(), &resumed).unwrap();
+        load_state(folder.path(), &mut resumed).unwrap();
+        assert!(resumed.0.is_none() && !folder.path().join(METHOD).exists());
+        let mean = Tensor::from_slice(&[0.5_f32, -2.0]);
+        write_state(folder.path(), &Remembers(Some(mean.shallow_clone()))).unwrap();
+        load_state(folder.path(), &mut resumed).unwrap();
+        assert_eq!(resumed.0.unwrap(), mean);
+        let diverged = Remembers(Some(&mean * f64::NAN));
+        let error = write_state(folder.path(), &diverged).unwrap_err().to_string();
+        assert!(error.starts_with("`mean` is not finite any more"), "{error}");
+    }
 }

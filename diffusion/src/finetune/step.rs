@@ -13,7 +13,7 @@ use crate::{
     objective::{Loss, numbers},
 };
 
-/// What one step measured.
+/// Measurements of one step.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
     /// Mean over the batch, before the update.
@@ -28,6 +28,21 @@ pub(super) struct Outcome {
     pub(super) backward_seconds: f64,
     /// Seconds of the optimizer.
     pub(super) optimizer_seconds: f64,
+}
+
+impl Outcome {
+    /// This step and the next of the same round: seconds add up, loss, gradient and rewards are the next's, and weights moved if
+    /// they did in both.
+    pub(super) fn then(self, next: Self) -> Self {
+        let applied = self.updated.applied && next.updated.applied;
+        Self {
+            updated: Updated { applied, ..next.updated },
+            forward_seconds: self.forward_seconds + next.forward_seconds,
+            backward_seconds: self.backward_seconds + next.backward_seconds,
+            optimizer_seconds: self.optimizer_seconds + next.optimizer_seconds,
+            ..next
+        }
+    }
 }
 
 /// AdamW with PyTorch's defaults.
@@ -131,6 +146,19 @@ mod tests {
         let outcome = take(&mut update, &micro_batches, 8, 0.1, |range| Ok(fit.loss(range))).unwrap();
         assert!(outcome.updated.applied);
         (fit.weight.grad().double_value(&[0]), micro_batches.size(), fit.failures.get(), outcome)
+    }
+
+    #[test]
+    fn steps_of_one_round_are_told_as_one() {
+        let step = |loss, applied, forward_seconds| Outcome {
+            loss,
+            updated: Updated { gradient_norm: loss, applied },
+            forward_seconds,
+            ..Outcome::default()
+        };
+        let both = step(3.0, false, 1.0).then(step(2.0, true, 0.5));
+        assert_eq!((both.loss, both.updated.gradient_norm, both.forward_seconds), (2.0, 2.0, 1.5));
+        assert!(!both.updated.applied, "a step that was left out is seen");
     }
 
     #[test]

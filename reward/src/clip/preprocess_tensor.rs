@@ -65,7 +65,7 @@ mod tests {
 
     use super::*;
 
-    /// What [`preprocess`] gives, back in 0..=1.
+    /// Result of [`preprocess`], back in 0..=1.
     fn seen(pixels: &Tensor, size: i64) -> Tensor {
         let how = Preprocessing::default();
         let channel = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]);

@@ -8,7 +8,7 @@ use crate::{Error, Result, native::AdamSettings};
 /// Steps in a row without finite numbers after which the run is given up.
 const PATIENCE: usize = 3;
 
-/// What a step changes: trained tensors, the optimizer's state, the running mean.
+/// Trained tensors with the optimizer's state and the running mean, which a step changes.
 pub struct Update {
     /// The optimizer, which holds what trains.
     pub adam: Adam,
@@ -25,12 +25,12 @@ pub struct Ema {
     pub means: Vec<Tensor>,
 }
 
-/// What came of a step.
+/// Outcome of a step.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Updated {
     /// Euclidean norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Whether the weights moved; they do not on a loss or gradient that is not finite.
+    /// True if the weights moved; they do not on a loss or gradient that is not finite.
     pub applied: bool,
 }
 

@@ -21,14 +21,14 @@ use crate::{
     weights::{Checkpoint, OpenOptions},
 };
 
-/// How a reward reads pictures and prompts, where it differs from others on a CLIP.
+/// Differences in how rewards on a CLIP read pictures and prompts.
 #[derive(Debug, Clone)]
 pub(super) struct Reading {
-    /// How pictures are prepared; as the checkpoint says where there is none.
+    /// Preprocessing of pictures, if another than the checkpoint's.
     pub(super) preprocessing: Option<Preprocessing>,
-    /// Whether prompts are cleaned as OpenAI's tokenizer does (ftfy, HTML entities).
+    /// True if prompts are cleaned as OpenAI's tokenizer does (ftfy, HTML entities).
     pub(super) mends_prompts: bool,
-    /// What the cosine is multiplied with.
+    /// Factor on the cosine.
     pub(super) scale: f64,
 }
 

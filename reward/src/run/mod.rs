@@ -18,7 +18,7 @@ use crate::{Error, Result, event::Observer, files::followed};
 use place::{CONFIG, Settings};
 use resume::ResumePoint;
 
-/// How a run ended.
+/// End of a run: finished or interrupted.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
     /// All steps are done; the result is in this folder.

@@ -1,4 +1,4 @@
-//! Who sees what when: functions of the run's seed and the step alone, so that a resumed run goes on as it would have, and many
+//! The order of training data: functions of the run's seed and the step alone, so that a resumed run goes on as it would have, and many
 //! processes share one order.
 
 use rand::{SeedableRng, seq::SliceRandom};

@@ -22,7 +22,7 @@ pub(crate) fn run(arguments: &DiffusionExportArgs) -> Result<ExitCode> {
         return Err(missing("output", "a folder or, for a LoRA, a file that ends in .safetensors").into());
     };
     let options = diffusion::source::SourceOptions {
-        seed: settings.common.seed.unwrap_or(0),
+        seed: settings.compute.seed.unwrap_or(0),
         prediction_type: settings.prediction_type.as_deref().map(str::parse).transpose()?,
     };
     let lora = super::loras(&settings.lora)?;

@@ -29,8 +29,8 @@ pub(crate) fn run(arguments: &VerifyArgs) -> Result<ExitCode> {
         lora_scale: settings.lora_scale.unwrap_or(default.lora_scale),
         prompt: settings.prompt.unwrap_or(default.prompt),
         precision,
-        device: commands::device(settings.common.device, settings.common.threads),
-        seed: settings.common.seed.unwrap_or(default.seed),
+        device: commands::device(settings.compute.device, settings.compute.threads),
+        seed: settings.compute.seed.unwrap_or(default.seed),
     };
     let report = verify(&model, &options, &Progress::new())?;
     let text = if arguments.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };

@@ -232,7 +232,7 @@ impl<'a> Run<'a> {
         self.finish()
     }
 
-    /// One round over the batch of step `step`: seconds of the roll-out, and what its last optimizer step measured.
+    /// Makes the round of step `step` and takes its optimizer steps: seconds of the roll-out, and what the steps measured.
     fn step(&mut self, step: usize, rate: f64) -> Result<(f64, Outcome)> {
         let config = self.config;
         let part = format!("step/{step}");
@@ -249,9 +249,11 @@ impl<'a> Run<'a> {
         let started = Instant::now();
         let round = tch::no_grad(|| method.round(&scene, step))?;
         let rollout_seconds = started.elapsed().as_secs_f64();
-        let mut outcome = Outcome::default();
-        for number in 0..round.updates() {
-            outcome = step::take(update, micro_batches, config.batch_size, rate, |images| round.loss(number, images))?;
+        let mut take =
+            |number| step::take(update, micro_batches, config.batch_size, rate, |images| round.loss(number, images));
+        let mut outcome = take(0)?;
+        for number in 1..round.updates() {
+            outcome = outcome.then(take(number)?);
         }
         Ok((rollout_seconds, outcome))
     }
