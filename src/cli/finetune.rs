@@ -9,11 +9,17 @@ use serde::Serialize;
 
 use super::common::ComputeArgs;
 
-/// The names of all methods, each with what it does.
+/// The names of all methods.
 #[cfg(feature = "torch")]
 fn methods() -> PossibleValuesParser {
-    use clap::builder::PossibleValue;
-    PossibleValuesParser::new(ALL.map(|method| PossibleValue::new(method.name).help(method.title)))
+    PossibleValuesParser::new(ALL.map(|method| method.name))
+}
+
+/// What each method does, in one line of help.
+#[cfg(feature = "torch")]
+fn method_help() -> String {
+    let each: Vec<String> = ALL.iter().map(|method| format!("{method}, {}", method.title)).collect();
+    format!("The method: {}", each.join("; "))
 }
 
 /// Any name: the portable build does not fine-tune.
@@ -33,6 +39,11 @@ fn published(what: &str, of: impl Fn(&Method) -> f64) -> String {
 struct Method {
     guidance_scale: f64,
     eta: f64,
+}
+
+#[cfg(not(feature = "torch"))]
+fn method_help() -> &'static str {
+    "The method"
 }
 
 #[cfg(not(feature = "torch"))]
@@ -56,7 +67,7 @@ fn published(what: &str, _: impl Fn(&Method) -> f64) -> String {
 --output receives lora/ (pytorch_lora_weights.safetensors for diffusers, kohya.safetensors) or model/ (a diffusers folder),
 best/, checkpoints/, samples/, metrics.jsonl, TensorBoard events and config.toml.")]
 pub(crate) struct FinetuneArgs {
-    #[arg(long, value_name = "NAME", help = "The method", value_parser = methods())]
+    #[arg(long, value_name = "NAME", help = method_help(), value_parser = methods())]
     algorithm: Option<String>,
     /// Stable Diffusion 1.x or 2.x: diffusers folder, single file (.safetensors, .ckpt), hub id or random:NAME
     #[arg(long, value_name = "SD")]

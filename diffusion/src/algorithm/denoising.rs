@@ -19,7 +19,7 @@ use crate::{
 /// The method as users name it.
 pub(super) const METHOD: Method = Method {
     name: "denoising",
-    title: "no reward: the supervised loss on pictures",
+    title: "the supervised loss on pictures, without a reward",
     reward: RewardUse::None,
     data: Data::Pictures,
     guidance_scale: 7.5,
