@@ -129,12 +129,12 @@ pub(crate) fn unet() -> Result<()> {
     let (config, weights) = source.unet()?;
     let unet = Unet::new(&config, weights.to(DEVICE, Kind::BFloat16))?;
     let on_device = |tensor: Tensor| tensor.to_device(DEVICE).to_kind(Kind::BFloat16);
-    let context = on_device(normal(0, Stream::Noise, &[2, 77, config.cross_attention_dim]));
+    let prompts = on_device(normal(0, Stream::Noise, &[2, 77, config.cross_attention_dim])).into();
     let timesteps = Tensor::from_slice(&[481_f32; 2]).to_device(DEVICE);
     let theirs = peer("stable_diffusion.py", &[&model, "unet", "--device", "cuda"])?;
     for side in [16, 32, 64] {
         let latents = on_device(normal(0, Stream::Latents, &[2, config.channels, side, side]));
-        let ours = seconds(|| unet.forward(&latents, &timesteps, &context));
+        let ours = seconds(|| unet.forward(&latents, &timesteps, &prompts));
         let diffusers = theirs[side.to_string()].as_f64().context("no time")?;
         println!(
             "cuda-unet: {side}×{side} latents, batch 2, bf16: ours {:.2} ms, {:.0} TFLOP/s, diffusers {:.2} ms, {:.2}×",

@@ -115,13 +115,13 @@ pub(crate) fn sampling() -> Result<()> {
         schedule: NoiseSchedule::new(&scheduler),
         prediction: scheduler.prediction_type,
         guidance_scale: GUIDANCE,
-        negative: normal(0, Stream::Noise, &[1, 77, config.cross_attention_dim]),
+        negative: normal(0, Stream::Noise, &[1, 77, config.cross_attention_dim]).into(),
         negative_branch_gradient: true,
     };
     let mut best = Vec::new();
     for side in [16, 32] {
-        let context = normal(1, Stream::Noise, &[1, 77, config.cross_attention_dim]);
-        let batch = Batch::new(vec![String::new()], context, vec![0], [4, side, side]);
+        let prompt = normal(1, Stream::Noise, &[1, 77, config.cross_attention_dim]).into();
+        let batch = Batch::new(vec![String::new()], prompt, vec![0], [4, side, side]);
         let mut seconds = f64::INFINITY;
         for round in 0..4 {
             let started = Instant::now();

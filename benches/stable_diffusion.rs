@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use diffusion::{
+    conditioning::Conditioning,
     noise::{Stream, normal},
     source::{Source, SourceOptions},
     unet::Unet,
@@ -74,11 +75,12 @@ pub(crate) fn unet() -> Result<()> {
     let (config, weights) = Source::open(&model, SourceOptions::default())?.unet()?;
     let unet = Unet::new(&config, weights)?;
     let context = normal(0, Stream::Noise, &[2, 77, config.cross_attention_dim]);
+    let prompts = Conditioning::from(context.shallow_clone());
     let timesteps = Tensor::from_slice(&[TIMESTEP as f32; 2]);
     let latents = |side: i64| normal(0, Stream::Latents, &[2, config.channels, side, side]);
-    let ours = SIDES.map(latents).map(|x| seconds(|| unet.forward(&x, &timesteps, &context)));
+    let ours = SIDES.map(latents).map(|x| seconds(|| unet.forward(&x, &timesteps, &prompts)));
     for side in SIDES {
-        shares("unet", &format!("{side}×{side} latents"), || unet.forward(&latents(side), &timesteps, &context));
+        shares("unet", &format!("{side}×{side} latents"), || unet.forward(&latents(side), &timesteps, &prompts));
     }
     let theirs = reference::unet(&config, &unet.parameters)?;
     drop(unet);

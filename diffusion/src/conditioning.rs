@@ -1,108 +1,77 @@
-//! Prompts as the UNet takes them: the one place where a tokenizer and text encoders make hidden states of them.
-
-use std::collections::{BTreeMap, HashMap};
+//! A prompt as the UNet takes it.
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{
-    Error, Result,
-    layer::{Adapter, Handle},
-    source::Source,
-    text::TextEncoder,
-    tokenizer::Tokenizer,
-};
+use crate::layer::Handle;
 
-/// The text encoders of a model, each with its tokenizer: one in Stable Diffusion 1.x and 2.x.
-pub struct PromptEncoder {
-    encoders: Vec<(Tokenizer, TextEncoder)>,
-    device: Device,
+/// Prompts as the UNet takes them, one a row. All that a model wants to know of a prompt is in here, so that nothing between
+/// text encoder and UNet has to know which model it is.
+#[derive(Debug)]
+pub struct Conditioning {
+    /// Hidden states of the text encoders, `[B, T, width]`.
+    pub hidden: Tensor,
 }
 
-impl PromptEncoder {
-    /// Reads the encoders of `source`, the first with `adapters`. `wanted_width`: of the hidden states that the UNet reads.
-    ///
-    /// # Errors
-    /// A file that cannot be read or does not fit, or hidden states of another width.
-    pub fn load(
-        source: &Source,
-        adapters: BTreeMap<String, Adapter>,
-        wanted_width: i64,
-        (device, kind): (Device, Kind),
-    ) -> Result<Self> {
-        let (config, weights) = source.text_encoder()?;
-        if config.hidden_size != wanted_width {
-            let (model, width) = (source.model(), config.hidden_size);
-            return Err(Error::data(format!(
-                "{model}: the text encoder is {width} wide, the UNet wants {wanted_width}"
-            ))
-            .hint("are its parts of different models?"));
-        }
-        let encoder = TextEncoder::new(&config, weights.to(device, kind).adapters(adapters))?;
-        Ok(Self { encoders: vec![(source.tokenizer()?, encoder)], device })
-    }
-
-    /// The prompts' hidden states, `[B, T, width]`, fp32, on the device: those of all encoders side by side.
-    ///
-    /// # Errors
-    /// A tokenizer fails.
-    pub fn encode(&self, prompts: &[&str]) -> Result<Tensor> {
-        let one = |(tokenizer, encoder): &(Tokenizer, TextEncoder)| -> Result<Tensor> {
-            let mut ids = Vec::new();
-            for prompt in prompts {
-                ids.extend(tokenizer.encode(prompt)?.ids);
-            }
-            let ids = Tensor::from_slice(&ids).view([prompts.len() as i64, -1]).to_device(self.device);
-            Ok(tch::no_grad(|| encoder.forward(&ids)))
-        };
-        let mut hidden = self.encoders.iter().map(one).collect::<Result<Vec<_>>>()?;
-        Ok(if hidden.len() == 1 { hidden.remove(0) } else { Tensor::cat(&hidden, -1) })
+impl From<Tensor> for Conditioning {
+    fn from(hidden: Tensor) -> Self {
+        Self { hidden }
     }
 }
 
-/// Prompts encoded at a time.
-const ENCODED: usize = 32;
-
-/// The hidden states of every prompt of a run.
-pub struct Embeddings {
-    rows: HashMap<String, i64>,
-    /// `[N, T, width]` on the CPU, in the kind that the UNet computes in.
-    hidden: Tensor,
-    device: Device,
+impl Handle for Conditioning {
+    fn handle(&self) -> Self {
+        self.map(Tensor::shallow_clone)
+    }
 }
 
-impl Embeddings {
-    /// Encodes each distinct prompt once; the text encoder is gone afterwards.
-    ///
-    /// # Errors
-    /// The text encoder cannot be read, or is of another width than the UNet wants.
-    pub fn new<'a>(
-        source: &Source,
-        prompts: impl IntoIterator<Item = &'a str>,
-        adapters: &BTreeMap<String, Adapter>,
-        wanted_width: i64,
-        (device, kind): (Device, Kind),
-    ) -> Result<Self> {
-        let adapters = adapters.iter().map(|(layer, adapter)| (layer.clone(), adapter.handle()));
-        let encoder = PromptEncoder::load(source, adapters.collect(), wanted_width, (device, kind))?;
-        let mut rows = HashMap::new();
-        let mut distinct = Vec::new();
-        for prompt in prompts {
-            if !rows.contains_key(prompt) {
-                rows.insert(prompt.to_owned(), rows.len() as i64);
-                distinct.push(prompt);
-            }
-        }
-        let mut hidden = Vec::new();
-        for chunk in distinct.chunks(ENCODED) {
-            hidden.push(encoder.encode(chunk)?.to_kind(kind).to_device(Device::Cpu));
-        }
-        Ok(Self { rows, hidden: Tensor::cat(&hidden, 0), device })
+impl Conditioning {
+    /// Rows, B.
+    pub fn len(&self) -> i64 {
+        self.hidden.size().first().copied().unwrap_or(0)
     }
 
-    /// `[B, T, width]` of prompts that were encoded, on the device.
-    pub fn of(&self, prompts: &[String]) -> Tensor {
-        let rows: Vec<i64> = prompts.iter().filter_map(|prompt| self.rows.get(prompt).copied()).collect();
-        debug_assert_eq!(rows.len(), prompts.len());
-        self.hidden.index_select(0, &Tensor::from_slice(&rows)).to_device(self.device)
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.hidden.device()
+    }
+
+    /// The rows of several, one after the other.
+    pub fn cat(parts: &[Self]) -> Self {
+        Self { hidden: Tensor::cat(&parts.iter().map(|part| &part.hidden).collect::<Vec<_>>(), 0) }
+    }
+
+    /// The rows behind those of `negative`, which is one row for all or as many: the input of one call for both branches of
+    /// classifier-free guidance.
+    pub fn behind(&self, negative: &Self) -> Self {
+        Self::cat(&[negative.repeated(self.len()), self.handle()])
+    }
+
+    /// One row `count` times; as many rows stay as they are.
+    pub fn repeated(&self, count: i64) -> Self {
+        self.map(|tensor| {
+            let mut size = tensor.size();
+            size[0] = count;
+            tensor.expand(size, false)
+        })
+    }
+
+    /// Rows `rows` in this order.
+    pub fn select(&self, rows: &[i64]) -> Self {
+        let rows = Tensor::from_slice(rows).to_device(self.device());
+        self.map(|tensor| tensor.index_select(0, &rows))
+    }
+
+    /// The same on `device` in `kind`.
+    pub fn to(&self, device: Device, kind: Kind) -> Self {
+        self.map(|tensor| tensor.to_kind(kind).to_device(device))
+    }
+
+    fn map(&self, change: impl Fn(&Tensor) -> Tensor) -> Self {
+        Self { hidden: change(&self.hidden) }
     }
 }

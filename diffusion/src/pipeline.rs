@@ -7,9 +7,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
-    conditioning::PromptEncoder,
+    conditioning::Conditioning,
     lora::Lora,
-    sample::{Request, denoise, to_bytes},
+    prompt_encoder::PromptEncoder,
+    sample::{Request, sample, to_bytes},
     source::Source,
     unet::Unet,
     vae::{DecodeOptions, Vae},
@@ -46,11 +47,11 @@ impl Pipeline {
         Ok(Self { device, kind, prompts, unet, vae, decoding })
     }
 
-    /// The prompts' hidden states, `[B, T, width]`, fp32.
+    /// The prompts as the UNet takes them.
     ///
     /// # Errors
     /// The tokenizer fails.
-    pub fn embed(&self, prompts: &[&str]) -> Result<Tensor> {
+    pub fn embed(&self, prompts: &[&str]) -> Result<Conditioning> {
         self.prompts.encode(prompts)
     }
 
@@ -58,14 +59,14 @@ impl Pipeline {
     /// the number of steps done.
     ///
     /// # Errors
-    /// As [`denoise`].
+    /// As [`sample`].
     pub fn denoise(&self, request: &Request, stop: &AtomicBool, finished: impl FnMut(usize)) -> Result<Tensor> {
         // Keys and values of the prompts are the same in every step.
         let prepared = OnceCell::new();
-        let unet = |latents: &Tensor, timesteps: &Tensor, context: &Tensor| {
-            self.unet.forward_with(latents, timesteps, prepared.get_or_init(|| self.unet.context(context)))
+        let unet = |latents: &Tensor, timesteps: &Tensor, prompts: &Conditioning| {
+            self.unet.forward_with(latents, timesteps, prepared.get_or_init(|| self.unet.context(prompts)))
         };
-        tch::no_grad(|| denoise(unet, request, stop, finished))
+        tch::no_grad(|| sample(unet, request, stop, finished))
     }
 
     /// The picture of latents `[C, h, w]` as rows of RGB triples.

@@ -1,15 +1,16 @@
 //! What fine-tuning trains: the UNet under classifier-free guidance and its sampling steps, with and without a graph.
 
-use std::{cell::OnceCell, ops::Range};
+use std::{cell::OnceCell, convert::Infallible, ops::Range};
 
 use tch::{Kind, Tensor};
 
 use crate::{
     Result,
-    layer::AdapterSwitch,
+    conditioning::Conditioning,
+    denoise::{denoise, guide},
+    layer::{AdapterSwitch, Handle},
     lora::{Merged, merge},
     noise::{self, Stream},
-    sample::guide,
     schedule::{Level, NoiseSchedule, PredictionType, Sampler},
     unet::{Context, Unet},
     weights::Parameters,
@@ -29,8 +30,8 @@ pub struct Policy<'a> {
     pub prediction: PredictionType,
     /// Classifier-free guidance; at most 1 is none, and no unconditional pass.
     pub guidance_scale: f64,
-    /// The negative prompt's hidden states, `[1, T, width]`.
-    pub negative: Tensor,
+    /// The negative prompt, one row.
+    pub negative: Conditioning,
     /// Whether gradients flow through the unconditional pass.
     pub negative_branch_gradient: bool,
 }
@@ -42,8 +43,8 @@ pub type Noise = Box<dyn Fn(Stream, [i64; 3]) -> Tensor>;
 pub struct Batch {
     /// The prompt of each image, B of them.
     pub prompts: Vec<String>,
-    /// Hidden states of the prompts, `[B, T, width]`.
-    pub context: Tensor,
+    /// The prompts, encoded.
+    pub conditioning: Conditioning,
     /// Channels, height and width of the latents.
     pub shape: [i64; 3],
     /// The noise of each image.
@@ -51,11 +52,11 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Images of effective seeds `seeds` and latents `shape`, on the device of `context`.
-    pub fn new(prompts: Vec<String>, context: Tensor, seeds: Vec<u64>, shape: [i64; 3]) -> Self {
-        let device = context.device();
+    /// Images of effective seeds `seeds` and latents `shape`, on the device of `conditioning`.
+    pub fn new(prompts: Vec<String>, conditioning: Conditioning, seeds: Vec<u64>, shape: [i64; 3]) -> Self {
+        let device = conditioning.device();
         let noise = Box::new(move |name: Stream, shape| noise::named(&seeds, name, shape).to_device(device));
-        Self { prompts, context, shape, noise }
+        Self { prompts, conditioning, shape, noise }
     }
 
     /// The noise `name` in the latents' shape.
@@ -161,47 +162,43 @@ impl Policy<'_> {
             base: None,
             sampler: self.sampler.clone(),
             schedule: self.schedule.clone(),
-            negative: self.negative.shallow_clone(),
+            negative: self.negative.handle(),
             ..*self
         })
     }
 
     /// Steps `steps` from latents `x` without a graph.
     pub fn roll(&self, x: &Tensor, steps: Range<usize>, batch: &Batch) -> Tensor {
-        let mut x = x.detach();
         let prepared = OnceCell::new();
-        tch::no_grad(|| {
-            for index in steps {
-                let output = self.predict_prepared(&x, index, batch, &prepared);
-                x = self.sampler.step(index, &output, &x, None).sample(|| batch.noise(Stream::Step(index)));
-            }
-        });
-        x
+        let predict =
+            |index, input: &Tensor| Ok::<_, Infallible>(self.predict_prepared(input, index, batch, &prepared));
+        let noise = |index| batch.noise(Stream::Step(index));
+        let Ok(end) = tch::no_grad(|| denoise(&self.sampler, &x.detach(), steps, predict, noise, |_, _, _| Ok(())));
+        end.latents
     }
 
     /// Steps `plan.cut..plan.stop` from latents `x` with a graph through those that train; `anchored` also compares them with
     /// the base model.
     pub fn unroll(&self, x: &Tensor, plan: &Plan, batch: &Batch, anchored: bool) -> Unrolled {
-        let mut x = x.detach();
-        let mut original = x.shallow_clone();
         let mut distances = Vec::new();
         let prepared = OnceCell::new();
-        for index in plan.cut..plan.stop {
-            let output = if plan.trained.contains(&index) {
-                let input = if plan.detach_inputs { x.detach() } else { x.shallow_clone() };
-                let output = self.predict(&input, index, batch);
-                if anchored {
-                    distances.push(self.distance(&input, &output, index, batch));
-                }
-                output
-            } else {
-                tch::no_grad(|| self.predict_prepared(&x.detach(), index, batch, &prepared))
-            };
-            let step = self.sampler.step(index, &output, &x, None);
-            x = step.sample(|| batch.noise(Stream::Step(index)));
-            original = step.predicted_original;
-        }
-        let latents = vec![if plan.end == End::Latents { x } else { original }];
+        let predict = |index, input: &Tensor| {
+            if !plan.trained.contains(&index) {
+                return Ok::<_, Infallible>(tch::no_grad(|| {
+                    self.predict_prepared(&input.detach(), index, batch, &prepared)
+                }));
+            }
+            let input = if plan.detach_inputs { input.detach() } else { input.shallow_clone() };
+            let output = self.predict(&input, index, batch);
+            if anchored {
+                distances.push(self.distance(&input, &output, index, batch));
+            }
+            Ok(output)
+        };
+        let noise = |index| batch.noise(Stream::Step(index));
+        let steps = plan.cut..plan.stop;
+        let Ok(end) = denoise(&self.sampler, &x.detach(), steps, predict, noise, |_, _, _| Ok(()));
+        let latents = vec![if plan.end == End::Latents { end.latents } else { end.original }];
         let anchor = (!distances.is_empty()).then(|| Tensor::stack(&distances, 0).mean(Kind::Float));
         Unrolled { latents, anchor }
     }
@@ -215,7 +212,7 @@ impl Policy<'_> {
     fn predict_prepared(&self, x: &Tensor, index: usize, batch: &Batch, prepared: &OnceCell<Context>) -> Tensor {
         let both = self.guided().then(|| Tensor::cat(&[x, x], 0));
         let input = both.as_ref().unwrap_or(x);
-        let context = prepared.get_or_init(|| self.unet.context(&self.context(batch)));
+        let context = prepared.get_or_init(|| self.unet.context(&self.both(batch)));
         let output = self.unet.forward_with(input, &self.timesteps(input, index), context);
         if self.guided() { guide(&output, self.guidance_scale) } else { output }
     }
@@ -245,24 +242,21 @@ impl Policy<'_> {
     }
 
     fn predict_with(&self, unet: &Unet, x: &Tensor, index: usize, batch: &Batch, both_branches: bool) -> Tensor {
-        let call = |x: &Tensor, context: &Tensor| unet.forward(x, &self.timesteps(x, index), context);
+        let call = |x: &Tensor, prompts: &Conditioning| unet.forward(x, &self.timesteps(x, index), prompts);
         if !self.guided() {
-            return call(x, &batch.context);
+            return call(x, &batch.conditioning);
         }
         if both_branches {
-            return guide(&call(&Tensor::cat(&[x, x], 0), &self.context(batch)), self.guidance_scale);
+            return guide(&call(&Tensor::cat(&[x, x], 0), &self.both(batch)), self.guidance_scale);
         }
-        let negative = tch::no_grad(|| call(&x.detach(), &self.negative.expand(batch.context.size(), false)));
-        let positive = call(x, &batch.context);
+        let negative = tch::no_grad(|| call(&x.detach(), &self.negative.repeated(x.size()[0])));
+        let positive = call(x, &batch.conditioning);
         &negative + (positive - &negative) * self.guidance_scale
     }
 
-    /// Hidden states for a call, the negative prompts' first where there is guidance.
-    fn context(&self, batch: &Batch) -> Tensor {
-        if !self.guided() {
-            return batch.context.shallow_clone();
-        }
-        Tensor::cat(&[&self.negative.expand(batch.context.size(), false), &batch.context], 0)
+    /// The prompts of a call, the negative ones first where there is guidance.
+    fn both(&self, batch: &Batch) -> Conditioning {
+        if self.guided() { batch.conditioning.behind(&self.negative) } else { batch.conditioning.handle() }
     }
 
     fn guided(&self) -> bool {

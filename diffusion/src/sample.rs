@@ -1,20 +1,26 @@
-//! From prompts' embeddings and noise to latents: the denoising loop with classifier-free guidance ("Classifier-Free
-//! Diffusion Guidance", Ho and Salimans, 2022, arXiv 2207.12598, equation 6, in the form ε∅ + s (ε − ε∅)).
+//! From prompts and noise to latents as `diffusion generate` makes them: checked, watched, and stopped where the user says so.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result, noise, schedule::Sampler};
+use crate::{
+    Error, Result,
+    conditioning::Conditioning,
+    denoise::{denoise, guide},
+    layer::Handle,
+    noise,
+    schedule::Sampler,
+};
 
 /// What a batch is made from.
 pub struct Request<'a> {
     /// Set to its number of steps.
     pub sampler: &'a Sampler,
-    /// The prompts' hidden states, `[B,T,width]`, on the model's device.
-    pub prompts: &'a Tensor,
-    /// The negative prompts', `[B,T,width]`, or `[1,T,width]` for all; not needed where the guidance scale is at most 1.
-    pub negative_prompts: Option<&'a Tensor>,
+    /// The prompts, B of them, on the model's device.
+    pub prompts: &'a Conditioning,
+    /// The negative prompts, B of them or one for all; not needed where the guidance scale is at most 1.
+    pub negative_prompts: Option<&'a Conditioning>,
     /// Noise of unit variance, `[B,C,h,w]`.
     pub latents: &'a Tensor,
     /// The images' effective seeds, B of them, for the noise that stochastic samplers add.
@@ -31,9 +37,9 @@ impl Request<'_> {
         self.guidance_scale > 1.0
     }
 
-    /// `[B,T,width]`, or `[2B,T,width]` with the negative prompts first.
-    fn context(&self) -> Result<Tensor> {
-        let (batch, prompts) = (self.latents.size(), self.prompts.size());
+    /// B prompts, or 2B with the negative ones first.
+    fn conditioning(&self) -> Result<Conditioning> {
+        let (batch, prompts) = (self.latents.size(), self.prompts.hidden.size());
         let images = batch.first().copied().unwrap_or(0);
         let wrong = |what: &str, got: &[i64]| {
             Err(Error::usage(format!("{what} {got:?} for latents {batch:?} and prompts {prompts:?}")))
@@ -48,7 +54,7 @@ impl Request<'_> {
             return Err(Error::usage(format!("guidance scale {}, want a number", self.guidance_scale)));
         }
         if !self.guided() {
-            return Ok(self.prompts.shallow_clone());
+            return Ok(self.prompts.handle());
         }
         let Some(negative) = self.negative_prompts else {
             return Err(Error::usage(format!(
@@ -56,58 +62,52 @@ impl Request<'_> {
                 self.guidance_scale
             )));
         };
-        let size = negative.size();
+        let size = negative.hidden.size();
         if size.len() != 3 || size[1..] != prompts[1..] || !(size[0] == 1 || size[0] == images) {
             return wrong("negative prompt embeddings", &size);
         }
-        Ok(Tensor::cat(&[&negative.expand(&prompts, false), self.prompts], 0))
+        Ok(self.prompts.behind(negative))
     }
 }
 
 /// Denoises a batch to latents `[B,C,h,w]`, fp32, on the prompts' device, to be divided by the VAE's scaling factor and decoded.
 ///
-/// `unet` takes latents `[N,C,h,w]`, timesteps `[N]` (fp32) and context `[N,T,width]`, N = B or, guided, 2B, and gives `[N,C,h,w]`.
+/// `unet` takes latents `[N,C,h,w]`, timesteps `[N]` (fp32) and N prompts, N = B or, guided, 2B, and gives `[N,C,h,w]`.
 /// `finished` is told the number of steps done, after each. Gradients are neither switched on nor off here.
 ///
 /// # Errors
-/// Embeddings that do not fit the latents (usage); `cancel` was set (interrupted); values that are not finite.
-pub fn denoise(
-    unet: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor,
+/// Prompts that do not fit the latents (usage); `cancel` was set (interrupted); values that are not finite.
+pub fn sample(
+    unet: impl Fn(&Tensor, &Tensor, &Conditioning) -> Tensor,
     request: &Request<'_>,
     cancel: &AtomicBool,
     mut finished: impl FnMut(usize),
 ) -> Result<Tensor> {
-    let context = request.context()?;
+    let prompts = request.conditioning()?;
     let device = request.prompts.device();
     let sampler = request.sampler;
-    let mut x = request.latents.to_device(device).to_kind(Kind::Float) * sampler.init_noise_sigma();
+    let x = request.latents.to_device(device).to_kind(Kind::Float);
     let shape = [x.size()[1], x.size()[2], x.size()[3]];
-    let mut watch = Watch::new(request.precision, sampler.timesteps().len(), device);
-    let mut previous = None;
-    for (index, timestep) in sampler.timesteps().iter().enumerate() {
+    let steps = sampler.timesteps().len();
+    let mut watch = Watch::new(request.precision, steps, device);
+    let predict = |index: usize, input: &Tensor| {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::interrupted());
         }
-        let mut input = sampler.scale_input(&x, index);
-        if request.guided() {
-            input = Tensor::cat(&[&input, &input], 0);
+        let timesteps = Tensor::full([prompts.len()], sampler.timesteps()[index], (Kind::Float, device));
+        if !request.guided() {
+            return Ok(unet(input, &timesteps, &prompts).to_kind(Kind::Float));
         }
-        let timesteps = Tensor::full([context.size()[0]], *timestep, (Kind::Float, device));
-        let output = unet(&input, &timesteps, &context).to_kind(Kind::Float);
-        let output = if request.guided() { guide(&output, request.guidance_scale) } else { output };
-        let step = sampler.step(index, &output, &x, previous.as_ref());
-        x = step.sample(|| noise::step_noise(request.seeds, index, shape).to_device(device));
-        previous = Some(step.predicted_original);
-        watch.look(&x)?;
+        let output = unet(&Tensor::cat(&[input, input], 0), &timesteps, &prompts).to_kind(Kind::Float);
+        Ok(guide(&output, request.guidance_scale))
+    };
+    let noise = |index| noise::step_noise(request.seeds, index, shape).to_device(device);
+    let end = denoise(sampler, &x, 0..steps, predict, noise, |index, _, latents| {
+        watch.look(latents)?;
         finished(index + 1);
-    }
-    Ok(x)
-}
-
-/// ε∅ + scale · (ε − ε∅) of a model's output for both, `[2B,C,h,w]` with ε∅ first.
-pub fn guide(output: &Tensor, scale: f64) -> Tensor {
-    let halves = output.chunk(2, 0);
-    &halves[0] + (&halves[1] - &halves[0]) * scale
+        Ok(())
+    })?;
+    Ok(end.latents)
 }
 
 /// Finds the first step whose latents are not finite. A look is a reduction on the device; the host asks for what was seen
@@ -186,7 +186,7 @@ mod tests {
         Vec::try_from(tensor.contiguous().view(-1)).unwrap()
     }
 
-    fn request<'a>(sampler: &'a Sampler, prompts: &'a Tensor, latents: &'a Tensor, scale: f64) -> Request<'a> {
+    fn request<'a>(sampler: &'a Sampler, prompts: &'a Conditioning, latents: &'a Tensor, scale: f64) -> Request<'a> {
         Request {
             sampler,
             prompts,
@@ -202,25 +202,20 @@ mod tests {
         Tensor::zeros(shape, (Kind::Float, Device::Cpu))
     }
 
-    /// ε∅ = 1, ε = 2, scale 7.5: 1 + 7.5 · (2 − 1).
-    #[test]
-    fn guidance_by_hand() {
-        assert_eq!(values(&guide(&Tensor::from_slice(&[1.0_f32, 2.0]).view([2, 1, 1, 1]), 7.5)), [8.5]);
-    }
-
     #[test]
     fn both_branches_go_through_one_call() {
         let sampler = sampler(SamplerName::Ddim, 4);
-        let (prompts, negative, latents) = (zeros(&[2, 3, 5]) + 1.0, zeros(&[1, 3, 5]), zeros(&[2, 4, 2, 2]));
+        let (prompts, negative) = (Conditioning::from(zeros(&[2, 3, 5]) + 1.0), Conditioning::from(zeros(&[1, 3, 5])));
+        let latents = zeros(&[2, 4, 2, 2]);
         let shapes = RefCell::new(Vec::new());
-        let unet = |x: &Tensor, t: &Tensor, context: &Tensor| {
-            shapes.borrow_mut().push((x.size()[0], t.size()[0], context.size()[0]));
-            assert_eq!((context.double_value(&[0, 0, 0]), context.double_value(&[3, 0, 0])), (0.0, 1.0));
+        let unet = |x: &Tensor, t: &Tensor, context: &Conditioning| {
+            shapes.borrow_mut().push((x.size()[0], t.size()[0], context.len()));
+            assert_eq!((context.hidden.double_value(&[0, 0, 0]), context.hidden.double_value(&[3, 0, 0])), (0.0, 1.0));
             x.zeros_like()
         };
         let mut steps = Vec::new();
         let guided = Request { negative_prompts: Some(&negative), ..request(&sampler, &prompts, &latents, 7.5) };
-        let latents = denoise(unet, &guided, &AtomicBool::new(false), |done| steps.push(done)).unwrap();
+        let latents = sample(unet, &guided, &AtomicBool::new(false), |done| steps.push(done)).unwrap();
         assert_eq!(latents.size(), [2, 4, 2, 2]);
         assert_eq!(*shapes.borrow(), [(4, 4, 4); 4]);
         assert_eq!(steps, [1, 2, 3, 4]);
@@ -229,15 +224,15 @@ mod tests {
     #[test]
     fn without_guidance_there_is_no_unconditional_pass() {
         let sampler = sampler(SamplerName::Euler, 3);
-        let (prompts, latents) = (zeros(&[2, 3, 5]), zeros(&[2, 4, 2, 2]));
+        let (prompts, latents) = (Conditioning::from(zeros(&[2, 3, 5])), zeros(&[2, 4, 2, 2]));
         let calls = Cell::new(0);
-        let unet = |x: &Tensor, _: &Tensor, context: &Tensor| {
+        let unet = |x: &Tensor, _: &Tensor, context: &Conditioning| {
             calls.set(calls.get() + 1);
-            assert_eq!((x.size()[0], context.size()[0]), (2, 2));
+            assert_eq!((x.size()[0], context.len()), (2, 2));
             x.zeros_like()
         };
         let request = request(&sampler, &prompts, &latents, 1.0);
-        let latents = denoise(unet, &request, &AtomicBool::new(false), |_| ()).unwrap();
+        let latents = sample(unet, &request, &AtomicBool::new(false), |_| ()).unwrap();
         assert_eq!(latents.size(), [2, 4, 2, 2]);
         assert_eq!(calls.get(), 3);
     }
@@ -245,9 +240,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_named() {
         let sampler = sampler(SamplerName::Ddim, 2);
-        let (prompts, negative, latents) = (zeros(&[2, 3, 5]), zeros(&[2, 4, 5]), zeros(&[2, 4, 2, 2]));
+        let (prompts, negative) = (Conditioning::from(zeros(&[2, 3, 5])), Conditioning::from(zeros(&[2, 4, 5])));
+        let latents = zeros(&[2, 4, 2, 2]);
         let error = |request: Request<'_>| {
-            denoise(|x, _, _| x.shallow_clone(), &request, &AtomicBool::new(false), |_| ()).unwrap_err().to_string()
+            sample(|x, _, _| x.shallow_clone(), &request, &AtomicBool::new(false), |_| ()).unwrap_err().to_string()
         };
         assert_eq!(
             error(request(&sampler, &prompts, &latents, 2.0)),
@@ -266,14 +262,14 @@ mod tests {
     #[test]
     fn the_first_step_that_overflows_is_named_with_the_precision() {
         let sampler = sampler(SamplerName::Ddim, 5);
-        let (prompts, latents) = (zeros(&[2, 3, 5]), zeros(&[2, 4, 2, 2]));
+        let (prompts, latents) = (Conditioning::from(zeros(&[2, 3, 5])), zeros(&[2, 4, 2, 2]));
         let calls = Cell::new(0);
-        let unet = |x: &Tensor, _: &Tensor, _: &Tensor| {
+        let unet = |x: &Tensor, _: &Tensor, _: &Conditioning| {
             calls.set(calls.get() + 1);
             if calls.get() < 3 { x.zeros_like() } else { x.full_like(f64::NAN) }
         };
         let request = Request { precision: Kind::BFloat16, ..request(&sampler, &prompts, &latents, 1.0) };
-        let error = denoise(unet, &request, &AtomicBool::new(false), |_| ()).unwrap_err();
+        let error = sample(unet, &request, &AtomicBool::new(false), |_| ()).unwrap_err();
         assert_eq!(error.to_string(), "latents are not finite (NaN or infinite) after step 3 of 5, in bf16");
         assert_eq!(calls.get(), 3);
     }
@@ -294,7 +290,7 @@ mod tests {
     #[test]
     fn a_set_flag_stops_before_the_next_step() {
         let sampler = sampler(SamplerName::Ddim, 5);
-        let (prompts, latents) = (zeros(&[2, 3, 5]), zeros(&[2, 4, 2, 2]));
+        let (prompts, latents) = (Conditioning::from(zeros(&[2, 3, 5])), zeros(&[2, 4, 2, 2]));
         let cancel = AtomicBool::new(false);
         let mut steps = 0;
         let stop_after_two = |done| {
@@ -302,7 +298,7 @@ mod tests {
             cancel.store(done == 2, Ordering::Relaxed);
         };
         let request = request(&sampler, &prompts, &latents, 1.0);
-        let error = denoise(|x, _, _| x.zeros_like(), &request, &cancel, stop_after_two).unwrap_err();
+        let error = sample(|x, _, _| x.zeros_like(), &request, &cancel, stop_after_two).unwrap_err();
         assert_eq!((error.kind(), steps), (crate::ErrorKind::Interrupted, 2));
     }
 
@@ -310,15 +306,15 @@ mod tests {
     #[test]
     fn an_image_does_not_depend_on_its_batch() {
         let sampler = sampler(SamplerName::EulerA, 4);
-        let prompts = zeros(&[2, 3, 5]);
+        let prompts = Conditioning::from(zeros(&[2, 3, 5]));
         let latents = noise::initial_latents(&[3, 4], [4, 2, 2]);
-        let unet = |x: &Tensor, _: &Tensor, _: &Tensor| x.tanh();
+        let unet = |x: &Tensor, _: &Tensor, _: &Conditioning| x.tanh();
         let both = request(&sampler, &prompts, &latents, 1.0);
-        let (first_prompt, second_latents) = (prompts.narrow(0, 0, 1), latents.narrow(0, 1, 1));
+        let (first_prompt, second_latents) = (prompts.select(&[0]), latents.narrow(0, 1, 1));
         let alone = Request { seeds: &[4], ..request(&sampler, &first_prompt, &second_latents, 1.0) };
         let cancel = AtomicBool::new(false);
-        let both = denoise(unet, &both, &cancel, |_| ()).unwrap();
-        let alone = denoise(unet, &alone, &cancel, |_| ()).unwrap();
+        let both = sample(unet, &both, &cancel, |_| ()).unwrap();
+        let alone = sample(unet, &alone, &cancel, |_| ()).unwrap();
         assert_eq!(values(&both.get(1)), values(&alone.get(0)));
     }
 

@@ -51,7 +51,7 @@ fn the_unet_and_its_gradients_are_those_of_diffusers_rs() {
         let context = normal(3, Stream::Noise, &[2, 7, config.cross_attention_dim]);
         let weight = normal(4, Stream::Noise, &[2, 4, 8, 12]);
 
-        let predicted = ours.forward(&latents, &Tensor::from_slice(&[481.0_f32; 2]), &context);
+        let predicted = ours.forward(&latents, &Tensor::from_slice(&[481.0_f32; 2]), &context.shallow_clone().into());
         let wanted = theirs.model.forward(&latents, 481.0, &context);
         let error = apart(&predicted, &wanted);
         assert!(error < 1e-5, "{name}: {error:e}");

@@ -1,19 +1,15 @@
 //! The toy world as files: PNG and JPEG pictures, and a parquet file of triplets for each split.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
-use parquet::data_type::{ByteArray, ByteArrayType};
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::parser::parse_message_type;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use reward::data::parquet_writer::{self, Column};
 
 use super::world::{Background, Colour, Request, Scene, Shape, popularity, render};
 
@@ -165,20 +161,9 @@ pub(super) fn write_picture(folder: &Path, stem: &str, scene: &Scene, generator:
 }
 
 pub(super) fn write_parquet(file: &Path, rows: &[[String; COLUMNS.len()]]) -> Result<()> {
-    let fields: String = COLUMNS.iter().map(|column| format!("required binary {column} (utf8); ")).collect();
-    let schema = Arc::new(parse_message_type(&format!("message triplets {{ {fields}}}"))?);
-    let mut writer =
-        SerializedFileWriter::new(fs_err::File::create(file)?, schema, Arc::new(WriterProperties::default()))?;
-    let mut group = writer.next_row_group()?;
-    for column in 0..COLUMNS.len() {
-        let values: Vec<ByteArray> = rows.iter().map(|row| row[column].as_str().into()).collect();
-        let mut column = group.next_column()?.context("a parquet column for every name")?;
-        column.typed::<ByteArrayType>().write_batch(&values, None, None)?;
-        column.close()?;
-    }
-    group.close()?;
-    writer.close()?;
-    Ok(())
+    let values = |index: usize| Column::Text(rows.iter().map(|row| row[index].clone()).collect());
+    let columns: Vec<_> = COLUMNS.iter().enumerate().map(|(index, name)| (*name, values(index))).collect();
+    Ok(parquet_writer::write(file, &columns)?)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 use super::{Algorithm, Data, Graph, Method, RewardUse, Round, Scene, Settings};
 use crate::{
     Result,
+    conditioning::Conditioning,
     noise::{self, Stream},
     objective::Loss,
     schedule::{NoiseSchedule, PredictionType},
@@ -88,7 +89,7 @@ impl Round for Pass<'_> {
             latents: &latents,
             noise: &noise,
             timesteps: &Tensor::from_slice(&timesteps).to_device(device),
-            context: &embeddings.of(&prompts),
+            prompts: &embeddings.of(&prompts),
         };
         let losses = losses(policy.unet, &policy.schedule, policy.prediction, &noised, self.method.snr_gamma);
         Ok(Loss { loss: losses.mean(Kind::Float), rewards: Vec::new() })
@@ -103,8 +104,8 @@ pub struct Noised<'a> {
     pub noise: &'a Tensor,
     /// Training steps, `[B]` int64.
     pub timesteps: &'a Tensor,
-    /// The prompts' hidden states, `[B, T, width]`.
-    pub context: &'a Tensor,
+    /// The prompts, B of them.
+    pub prompts: &'a Conditioning,
 }
 
 /// The loss of each image, `[B]`, fp32.
@@ -120,7 +121,7 @@ pub fn losses(
 ) -> Tensor {
     let level = schedule.levels(noised.timesteps, noised.latents.device());
     let x = level.add_noise(noised.latents, noised.noise);
-    let output = unet.forward(&x, noised.timesteps, noised.context);
+    let output = unet.forward(&x, noised.timesteps, noised.prompts);
     let target = level.target(prediction, noised.latents, noised.noise);
     let losses = (output - target).square().flatten(1, -1).mean_dim([1_i64].as_slice(), false, Kind::Float);
     let Some(gamma) = snr_gamma else { return losses };

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use crate::{
-    conditioning::Embeddings,
     micro_batches::MicroBatches,
     objective::Objective,
     pictures::Pictures,
     policy::{Batch, Policy},
+    prompt_encoder::Embeddings,
 };
 
 /// The models, the data and the images of a round.
@@ -16,7 +16,7 @@ pub struct Scene<'a> {
     pub policy: &'a Policy<'a>,
     /// The objective, whose VAE decodes and encodes.
     pub objective: &'a Objective<'a>,
-    /// Hidden states of every prompt of the run.
+    /// Every prompt of the run, encoded.
     pub embeddings: &'a Embeddings,
     /// Distinct prompts of the run, or of its pictures.
     pub prompts: &'a [String],
@@ -35,10 +35,10 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Prompts, hidden states and noise of images `images`.
+    /// Prompts and noise of images `images`.
     pub fn batch(&self, images: Range<usize>) -> Batch {
         let prompts: Vec<String> = self.items[images.clone()].iter().map(|item| self.prompts[*item].clone()).collect();
-        let context = self.embeddings.of(&prompts);
-        Batch::new(prompts, context, self.seeds[images].to_vec(), self.latents)
+        let conditioning = self.embeddings.of(&prompts);
+        Batch::new(prompts, conditioning, self.seeds[images].to_vec(), self.latents)
     }
 }

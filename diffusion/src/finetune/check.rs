@@ -1,5 +1,7 @@
 //! What is wrong with settings before any file is read.
 
+use std::fmt;
+
 use super::config::{FinetuneConfig, Train};
 use crate::{
     Error, Result,
@@ -10,6 +12,56 @@ use crate::{
 const MOST: usize = 100_000_000;
 /// No model makes images of a longer side, in pixels.
 const LONGEST_SIDE: usize = 65_536;
+
+/// Values that a setting may have.
+#[derive(Clone, Copy)]
+enum Want {
+    Count,
+    Several,
+    UpTo(&'static str, usize),
+    DivisorOf(&'static str, usize),
+    Side,
+    Positive,
+    NotNegative,
+    Finite,
+    Share,
+    BelowOne,
+}
+
+impl Want {
+    fn holds(self, value: f64) -> bool {
+        let counts = |most: usize| (1.0..=most as f64).contains(&value);
+        match self {
+            Self::Count => counts(MOST),
+            Self::Several => value >= 2.0 && counts(MOST),
+            Self::UpTo(_, most) => counts(most),
+            Self::DivisorOf(_, number) => counts(number) && number.is_multiple_of(value as usize),
+            Self::Side => value >= 8.0 && counts(LONGEST_SIDE),
+            Self::Positive => value > 0.0 && value.is_finite(),
+            Self::NotNegative => value >= 0.0 && value.is_finite(),
+            Self::Finite => value.is_finite(),
+            Self::Share => (0.0..=1.0).contains(&value),
+            Self::BelowOne => (0.0..1.0).contains(&value),
+        }
+    }
+}
+
+impl fmt::Display for Want {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count => write!(formatter, "1 to {MOST}"),
+            Self::Several => formatter.write_str("at least 2, to tell a change from noise"),
+            Self::UpTo(name, most) => write!(formatter, "1 to {name}, {most}"),
+            Self::DivisorOf(name, number) => write!(formatter, "a divisor of {name}, {number}"),
+            Self::Side => write!(formatter, "8 to {LONGEST_SIDE}"),
+            Self::Positive => formatter.write_str("a positive number"),
+            Self::NotNegative => formatter.write_str("a number that is not negative"),
+            Self::Finite => formatter.write_str("a finite number"),
+            Self::Share => formatter.write_str("0 to 1"),
+            Self::BelowOne => formatter.write_str("0 up to 1"),
+        }
+    }
+}
 
 impl FinetuneConfig {
     /// Checks what no single field can, before any file is read.
@@ -56,68 +108,11 @@ impl FinetuneConfig {
             return Err(missing("held_out_prompts", &format!("with {method}, rewards only watch held-out prompts")));
         }
         self.check_used(method)?;
-        let wants = |holds: bool, name: &str, value: &dyn std::fmt::Display, wanted: &str| {
-            if holds { Ok(()) } else { Err(Error::usage(format!("{name} = {value}: want {wanted}"))) }
-        };
-        for (name, value) in [
-            ("train_steps", self.train_steps),
-            ("sample_steps", self.sample_steps),
-            ("batch_size", self.batch_size),
-            ("images_per_prompt", self.images_per_prompt),
-            ("lora_rank", self.lora_rank),
-            ("held_out_images", self.held_out_images),
-            ("copies", self.copies),
-            ("truncation_steps", self.truncation_steps.unwrap_or(1)),
-        ] {
-            wants((1..=MOST).contains(&value), name, &value, &format!("1 to {MOST}"))?;
+        for (name, value, want) in self.values() {
+            if let Some(value) = value.filter(|value| !want.holds(*value)) {
+                return Err(Error::usage(format!("{name} = {value}: want {want}")));
+            }
         }
-        for (name, size) in [("height", self.height), ("width", self.width)] {
-            let size = size.unwrap_or(8);
-            wants((8..=LONGEST_SIDE).contains(&size), name, &size, &format!("8 to {LONGEST_SIDE}"))?;
-        }
-        let watched = self.held_out_prompts.is_none() || self.held_out_images > 1;
-        wants(watched, "held_out_images", &self.held_out_images, "at least 2, to tell a change from noise")?;
-        wants(self.scale_images > 1, "scale_images", &self.scale_images, "at least 2")?;
-        let steps = self.truncation_steps.unwrap_or(1);
-        wants(steps <= self.sample_steps, "truncation_steps", &steps, "at most sample_steps")?;
-        wants(
-            self.gradient_accumulation.is_none_or(|parts| (1..=self.batch_size).contains(&parts)),
-            "gradient_accumulation",
-            &self.gradient_accumulation.unwrap_or_default(),
-            "1 up to the batch size",
-        )?;
-        wants(
-            self.batch_size.is_multiple_of(self.images_per_prompt),
-            "images_per_prompt",
-            &self.images_per_prompt,
-            "a divisor of the batch size",
-        )?;
-        let above_zero = |value: f64| value > 0.0 && value.is_finite();
-        wants(above_zero(self.learning_rate), "learning_rate", &self.learning_rate, "a positive number")?;
-        wants(above_zero(self.vae_learning_rate), "vae_learning_rate", &self.vae_learning_rate, "a positive number")?;
-        wants(above_zero(self.loss_scale), "loss_scale", &self.loss_scale, "a positive number")?;
-        let alpha = self.lora_alpha.unwrap_or(1.0);
-        wants(above_zero(alpha), "lora_alpha", &alpha, "a positive number")?;
-        for (name, value) in [
-            ("weight_decay", self.weight_decay),
-            ("clip_norm", self.clip_norm),
-            ("anchor", self.anchor),
-            ("pixel_noise", self.pixel_noise),
-            ("weight_noise", self.weight_noise),
-        ] {
-            wants(value >= 0.0 && value.is_finite(), name, &value, "a number that is not negative")?;
-        }
-        let guidance = self.guidance_scale.unwrap_or(1.0);
-        wants(guidance.is_finite(), "guidance_scale", &guidance, "a finite number")?;
-        wants(self.margin.is_finite(), "margin", &self.margin, "a finite number")?;
-        let eta = self.eta.unwrap_or(0.0);
-        wants((0.0..=1.0).contains(&eta), "eta", &eta, "0 to 1")?;
-        wants((0.0..1.0).contains(&self.prompt_dropout), "prompt_dropout", &self.prompt_dropout, "0 up to 1")?;
-        let decay = self.ema_decay.unwrap_or(0.5);
-        wants((0.0..1.0).contains(&decay), "ema_decay", &decay, "0 up to 1")?;
-        let gamma = self.snr_gamma.unwrap_or(1.0);
-        wants(above_zero(gamma), "snr_gamma", &gamma, "a positive number")?;
-        wants(self.stop_after_falls != Some(0), "stop_after_falls", &0, "at least 1")?;
         if self.vae_steps > 0 && self.train == Train::Lora {
             return Err(Error::usage("vae_steps with train = \"lora\": a new VAE needs a UNet trained from scratch")
                 .hint("train = \"full\""));
@@ -127,6 +122,43 @@ impl FinetuneConfig {
                 .hint("`diffusion export --lora` merges adapters into a folder to start from"));
         }
         Ok(())
+    }
+
+    /// Settings that are numbers, with what each may be; nothing where there is none.
+    #[rustfmt::skip]
+    fn values(&self) -> Vec<(&'static str, Option<f64>, Want)> {
+        let count = |value: usize| Some(value as f64);
+        let watching = self.held_out_prompts.is_some();
+        vec![
+            ("train_steps", count(self.train_steps), Want::Count),
+            ("sample_steps", count(self.sample_steps), Want::Count),
+            ("batch_size", count(self.batch_size), Want::Count),
+            ("lora_rank", count(self.lora_rank), Want::Count),
+            ("copies", count(self.copies), Want::Count),
+            ("held_out_images", count(self.held_out_images), if watching { Want::Several } else { Want::Count }),
+            ("scale_images", count(self.scale_images), Want::Several),
+            ("images_per_prompt", count(self.images_per_prompt), Want::DivisorOf("batch_size", self.batch_size)),
+            ("truncation_steps", self.truncation_steps.and_then(count), Want::UpTo("sample_steps", self.sample_steps)),
+            ("gradient_accumulation", self.gradient_accumulation.and_then(count), Want::UpTo("batch_size", self.batch_size)),
+            ("stop_after_falls", self.stop_after_falls.and_then(count), Want::Count),
+            ("height", self.height.and_then(count), Want::Side),
+            ("width", self.width.and_then(count), Want::Side),
+            ("learning_rate", Some(self.learning_rate), Want::Positive),
+            ("vae_learning_rate", Some(self.vae_learning_rate), Want::Positive),
+            ("loss_scale", Some(self.loss_scale), Want::Positive),
+            ("lora_alpha", self.lora_alpha, Want::Positive),
+            ("snr_gamma", self.snr_gamma, Want::Positive),
+            ("weight_decay", Some(self.weight_decay), Want::NotNegative),
+            ("clip_norm", Some(self.clip_norm), Want::NotNegative),
+            ("anchor", Some(self.anchor), Want::NotNegative),
+            ("pixel_noise", Some(self.pixel_noise), Want::NotNegative),
+            ("weight_noise", Some(self.weight_noise), Want::NotNegative),
+            ("guidance_scale", self.guidance_scale, Want::Finite),
+            ("margin", Some(self.margin), Want::Finite),
+            ("eta", self.eta, Want::Share),
+            ("prompt_dropout", Some(self.prompt_dropout), Want::BelowOne),
+            ("ema_decay", self.ema_decay, Want::BelowOne),
+        ]
     }
 
     /// Refuses settings that `method` would not look at.

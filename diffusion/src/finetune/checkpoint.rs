@@ -7,8 +7,8 @@ use reward::{
     optim::{Ema, Update, not_finite},
     run::{
         checkpoints::{self, replace_folder},
-        inputs::Inputs,
         place::Settings,
+        progress,
         resume::PROGRESS,
     },
     weights::file::TensorFile,
@@ -31,25 +31,18 @@ use crate::{
     text::TextEncoder,
 };
 
-/// Where a run is.
+/// Where a run is; the best figure is the composite of a held-out evaluation.
+pub(super) type Progress = progress::Progress<State>;
+
+/// What fine-tuning remembers beside tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Progress {
-    /// Optimizer steps done.
-    pub(super) step: usize,
-    /// Highest composite of a held-out evaluation so far.
-    pub(super) best_composite: Option<f64>,
+pub(super) struct State {
     /// Images at a time: what the planner chose, or what was left after memory ran out.
     pub(super) micro: usize,
     /// Whether activations are computed again in the backward pass.
     pub(super) checkpointing: bool,
-    /// Threads libtorch computed with; another number changes the last bits.
-    pub(super) threads: usize,
-    /// The inputs of the run.
-    #[serde(default)]
-    pub(super) inputs: Inputs,
     /// The unit of each reward by its label; none where rewards are raw.
-    #[serde(default)]
     pub(super) scales: BTreeMap<String, Scale>,
 }
 

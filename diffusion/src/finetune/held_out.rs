@@ -13,12 +13,12 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Result,
-    conditioning::Embeddings,
     layer::Handle,
     lora::delta,
     noise::Stream,
     objective::{Objective, Weighted, numbers},
     policy::{Batch, Policy},
+    prompt_encoder::Embeddings,
     weights::Parameters,
 };
 

@@ -10,7 +10,7 @@ use reward::{
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    checkpoint::Progress,
+    checkpoint::{Progress, State},
     config::{Checkpointing, FinetuneConfig},
     memory::{Choice, Estimate},
     models::Models,
@@ -18,10 +18,10 @@ use super::{
 use crate::{
     Error, Result,
     algorithm::{Algorithm, Method, RewardUse},
-    conditioning::Embeddings,
     objective::Weighted,
     pictures,
     pipeline::default_precision,
+    prompt_encoder::Embeddings,
     prompts,
     schedule::SamplerName,
     source::Source,
@@ -102,7 +102,7 @@ impl Parts {
         let estimate =
             Estimate::new(config, (&unet.config, &vae.config), counts, self.models.latents, graph, self.kind);
         let choice = match progress {
-            Some(Progress { micro, checkpointing, .. }) => Choice {
+            Some(Progress { own: State { micro, checkpointing, .. }, .. }) => Choice {
                 checkpointing: match config.gradient_checkpointing {
                     Checkpointing::On => true,
                     Checkpointing::Off => false,

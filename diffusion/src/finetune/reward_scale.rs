@@ -10,7 +10,7 @@ use reward::{
 
 use crate::{Error, Result, objective::Scale};
 
-/// Where a run keeps them.
+/// Where users find them; checkpoints hold their own.
 pub(super) const FILE: &str = "reward_scale.json";
 
 /// The unit of a reward, from values over the base model's images.
@@ -26,18 +26,7 @@ pub(super) fn of(label: &str, values: &[f64]) -> Result<Scale> {
         .hint("reward_scale = \"raw\" needs no unit; but a reward that scores all images equally cannot be optimised"))
 }
 
-/// Reads the scales that a run began with, for checkpoints of earlier versions, which do not hold them.
-pub(super) fn read(folder: &Path) -> Result<Option<BTreeMap<String, Scale>>> {
-    let path = folder.join(FILE);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    serde_json::from_str(&reward::text::read(&path, "the rewards' scales")?)
-        .map(Some)
-        .map_err(|error| Error::data(format!("{}: not the rewards' scales", path.display())).caused_by(error))
-}
-
-/// Writes them.
+/// Writes the units of all rewards.
 pub(super) fn write(folder: &Path, scales: &BTreeMap<String, Scale>) -> Result<()> {
     json_file(&folder.join(FILE), &serde_json::json!(scales))
 }

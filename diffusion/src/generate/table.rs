@@ -1,24 +1,11 @@
 //! `images.parquet`: a row for every image, prompt-major; paths are relative to the table's folder.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use parquet::{
-    data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type},
-    file::{properties::WriterProperties, writer::SerializedFileWriter},
-    schema::parser::parse_message_type,
-};
-use reward::{files::replace_file, seed};
+use reward::data::parquet_writer::{self, Column};
 
 use super::{GenerateConfig, plan::PlannedImage};
-use crate::{Error, Result};
-
-/// The values of a column.
-enum Column {
-    Text(Vec<String>),
-    Whole(Vec<i64>),
-    Seeds(Vec<u64>),
-    Real(Vec<f64>),
-}
+use crate::Result;
 
 /// Writes the table. `size` is width and height in pixels.
 ///
@@ -31,10 +18,7 @@ pub(crate) fn write(
     images: &[PlannedImage],
     size: (u32, u32),
 ) -> Result<()> {
-    let columns = columns(config, prompts, images, size);
-    let bytes = encode(&columns)
-        .map_err(|error| Error::data(format!("{}: cannot be written", path.display())).caused_by(error))?;
-    replace_file(path, |partial| Ok(fs_err::write(partial, bytes)?))
+    parquet_writer::write(path, &columns(config, prompts, images, size))
 }
 
 fn columns(
@@ -71,43 +55,6 @@ fn columns(
         ("lora", same_text(&lora.join(", "))),
         ("lora_scale", same_real(config.lora_scale)),
     ]
-}
-
-fn encode(columns: &[(&str, Column)]) -> Result<Vec<u8>, parquet::errors::ParquetError> {
-    let fields: String = columns
-        .iter()
-        .map(|(name, column)| match column {
-            Column::Text(_) => format!("required binary {name} (STRING); "),
-            Column::Whole(_) => format!("required int64 {name}; "),
-            Column::Seeds(seeds) => {
-                format!("required int64 {name}{}; ", seed::parquet_annotation(seeds.iter().copied()))
-            }
-            Column::Real(_) => format!("required double {name}; "),
-        })
-        .collect();
-    let schema = Arc::new(parse_message_type(&format!("message images {{ {fields}}}"))?);
-    let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::default()))?;
-    let mut group = file.next_row_group()?;
-    for (_, values) in columns {
-        // The schema has a column for each.
-        let Some(mut column) = group.next_column()? else { break };
-        match values {
-            Column::Text(values) => {
-                let values: Vec<ByteArray> = values.iter().map(|value| value.as_str().into()).collect();
-                column.typed::<ByteArrayType>().write_batch(&values, None, None)?
-            }
-            Column::Seeds(seeds) => {
-                // The type says how to read these 64 bits.
-                let values: Vec<i64> = seeds.iter().map(|seed| *seed as i64).collect();
-                column.typed::<Int64Type>().write_batch(&values, None, None)?
-            }
-            Column::Whole(values) => column.typed::<Int64Type>().write_batch(values, None, None)?,
-            Column::Real(values) => column.typed::<DoubleType>().write_batch(values, None, None)?,
-        };
-        column.close()?;
-    }
-    group.close()?;
-    file.into_inner()
 }
 
 #[cfg(test)]

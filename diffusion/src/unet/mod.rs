@@ -9,6 +9,7 @@ mod transformer;
 use tch::{Kind, Tensor};
 
 use crate::{
+    conditioning::Conditioning,
     config::UnetConfig,
     layer::{Conv2d, GroupNorm},
     residual::side,
@@ -37,12 +38,10 @@ pub struct Unet {
 }
 
 impl Unet {
-    /// Prepares hidden states for many calls: each cross-attention's keys and values are computed once. Not for training,
-    /// and only as long as weights and adapters stay as they are.
-    ///
-    /// `hidden`: `[B, T, cross_attention_dim]`.
-    pub fn context(&self, hidden: &Tensor) -> Context {
-        let mut context = Context::new(hidden.to_kind(self.parameters.kind));
+    /// Prepares prompts for many calls: each cross-attention's keys and values are computed once. Not for training, and only
+    /// as long as weights and adapters stay as they are.
+    pub fn context(&self, prompts: &Conditioning) -> Context {
+        let mut context = Context::new(prompts.hidden.to_kind(self.parameters.kind));
         let down = self.down.iter().flat_map(|block| &block.attentions);
         let up = self.up.iter().flat_map(|block| &block.attentions);
         let mid = self.mid.iter().map(|block| &block.attention);
@@ -54,13 +53,12 @@ impl Unet {
 
     /// What the model predicts for `latents` at `timesteps`.
     ///
-    /// `latents`: `[B, 4, h, w]`; `timesteps`: `[B]`, int64 or float; `context`: `[B, T, cross_attention_dim]`. Gives
-    /// `[B, 4, h, w]` in fp32.
-    pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, context: &Tensor) -> Tensor {
-        self.forward_with(latents, timesteps, &Context::new(context.to_kind(self.parameters.kind)))
+    /// `latents`: `[B, 4, h, w]`; `timesteps`: `[B]`, int64 or float; `prompts`: B of them. Gives `[B, 4, h, w]` in fp32.
+    pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, prompts: &Conditioning) -> Tensor {
+        self.forward_with(latents, timesteps, &Context::new(prompts.hidden.to_kind(self.parameters.kind)))
     }
 
-    /// As [`Unet::forward`], for hidden states prepared by [`Unet::context`].
+    /// As [`Unet::forward`], for prompts prepared by [`Unet::context`].
     pub fn forward_with(&self, latents: &Tensor, timesteps: &Tensor, context: &Context) -> Tensor {
         let kind = self.parameters.kind;
         let time = self.time.forward(timesteps, kind);

@@ -171,7 +171,7 @@ pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> 
         reference::caught("the UNet", run)?
     };
     let timesteps = Tensor::from_slice(&[TIMESTEP as f32]).to_device(device);
-    let predicted = tch::no_grad(|| ours.forward(&latents, &timesteps, &context));
+    let predicted = tch::no_grad(|| ours.forward(&latents, &timesteps, &context.shallow_clone().into()));
     components.push(Component::new("unet", &predicted, &expected, tolerance));
     drop(ours);
 

@@ -96,7 +96,7 @@ fn checkpointing_gives_the_same_gradients_of_every_weight() {
     let (config, weights) = source.unet().unwrap();
     let mut unet = Unet::new(&config, weights.trained(true)).unwrap();
     let fixture = Fixture::open("finetune/finetune.safetensors");
-    let (x, context) = (fixture.torch("latents"), fixture.torch("context"));
+    let (x, context) = (fixture.torch("latents"), fixture.torch("context").into());
     let timesteps = Tensor::from_slice(&[801.0_f32, 201.0]);
     let mut gradients = |checkpointing: bool| {
         unet.checkpointing = checkpointing;
@@ -123,7 +123,7 @@ fn draft_over_all_steps_is_the_whole_gradient() {
     let case = golden.cases().into_iter().find(|case| case["name"] == "draft_full").unwrap();
     let (policy, batch, rewards) = (golden.policy(&case), golden.batch(0, 2), golden.rewards(0, 2));
     let objective = golden.objective(&case, &rewards);
-    let context = Tensor::cat(&[&policy.negative.expand(batch.context.size(), false), &batch.context], 0);
+    let context = batch.conditioning.behind(&policy.negative);
     let mut x = golden.fixture.torch("latents");
     for (index, timestep) in policy.sampler.timesteps().to_vec().into_iter().enumerate() {
         let timesteps = Tensor::full([4], timestep, (Kind::Float, Device::Cpu));
@@ -166,7 +166,7 @@ fn detached_steps_and_branches_have_no_gradient() {
     golden.forget_gradients();
     let (sum, positive) = (toward_negative.predict(&x, 0, &batch), {
         let timesteps = Tensor::full([2], policy.sampler.timesteps()[0], (Kind::Float, Device::Cpu));
-        golden.unet.forward(&x, &timesteps, &batch.context)
+        golden.unet.forward(&x, &timesteps, &batch.conditioning)
     });
     (sum - positive * 1.5).sum(Kind::Float).backward();
     for (name, gradient) in golden.gradients() {
@@ -219,7 +219,7 @@ fn the_denoising_loss_is_pytorchs() {
             latents: &golden.fixture.torch("denoising.latents"),
             noise: &golden.fixture.torch("denoising.noise"),
             timesteps: &golden.fixture.torch_integers("denoising.timesteps"),
-            context: &golden.fixture.torch("context"),
+            prompts: &golden.fixture.torch("context").into(),
         };
         let schedule = NoiseSchedule::new(&config);
         let gamma = case["snr_gamma"].as_f64();

@@ -98,7 +98,7 @@ impl Golden {
             schedule: NoiseSchedule::new(&config),
             prediction: Self::prediction(case),
             guidance_scale: case["guidance"].as_f64().unwrap(),
-            negative: self.fixture.torch("negative"),
+            negative: self.fixture.torch("negative").into(),
             negative_branch_gradient: !case["detach_negative"].as_bool().unwrap(),
         }
     }
@@ -109,7 +109,7 @@ impl Golden {
         let rows = move |name: &str| noises.torch(name).narrow(0, start, length);
         Batch {
             prompts: vec![String::new(); length as usize],
-            context: self.fixture.torch("context").narrow(0, start, length),
+            conditioning: self.fixture.torch("context").narrow(0, start, length).into(),
             shape: [4, 8, 8],
             noise: Box::new(move |name: Stream, _| {
                 rows(&name.to_string().replace("step/", "step_noise.").replace("renoise/", "renoise."))

@@ -41,7 +41,7 @@ fn opened(file: &str) -> Lora {
 pub(crate) fn run_unet(unet: &Unet) -> Vec<f32> {
     let fixture = Fixture::open("lora/expected.safetensors");
     let timesteps = Tensor::from_slice(&fixture.integers("timesteps"));
-    values(&unet.forward(&fixture.torch("latents"), &timesteps, &fixture.torch("context")))
+    values(&unet.forward(&fixture.torch("latents"), &timesteps, &fixture.torch("context").into()))
 }
 
 fn run_text(text: &TextEncoder) -> Vec<f32> {

@@ -38,7 +38,7 @@ fn gradients_of_adapters_on_convolutions_are_pefts() {
         let mut unet = unet(Some(convolutions()));
         unet.checkpointing = checkpointing;
         let timesteps = Tensor::from_slice(&inputs.integers("timesteps"));
-        let output = unet.forward(&inputs.torch("latents"), &timesteps, &inputs.torch("context"));
+        let output = unet.forward(&inputs.torch("latents"), &timesteps, &inputs.torch("context").into());
         assert_close("output", &values(&output), &fixture.floats("output"), 1e-5);
         (output * fixture.torch("loss_weights")).sum(Kind::Float).backward();
         let trained = unet.parameters.trained();

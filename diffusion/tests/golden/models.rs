@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use diffusion::{
+    conditioning::Conditioning,
     config::{TextConfig, UnetConfig, VaeConfig},
     layer::Adapter,
     text::TextEncoder,
@@ -42,13 +43,13 @@ fn expected(model: &str) -> Fixture {
     Fixture::open(&format!("stable_diffusion/{model}.expected.safetensors"))
 }
 
-/// Latents, timesteps and context of a case.
-fn inputs(fixture: &Fixture, case: &str) -> [Tensor; 3] {
-    [
+/// Latents, timesteps and prompts of a case.
+fn inputs(fixture: &Fixture, case: &str) -> (Tensor, Tensor, Conditioning) {
+    (
         fixture.torch(&format!("{case}.latents")),
         fixture.torch_integers(&format!("{case}.timesteps")),
-        fixture.torch(&format!("{case}.context")),
-    ]
+        fixture.torch(&format!("{case}.context")).into(),
+    )
 }
 
 #[test]
@@ -56,11 +57,11 @@ fn unets_predict_what_diffusers_predicts() {
     for name in ["unet_sd1", "unet_sd2", "unet_other"] {
         let (unet, expected) = (unet(name, weights(name)), expected(name));
         for case in ["square", "oblong"] {
-            let [latents, timesteps, context] = inputs(&expected, case);
+            let (latents, timesteps, prompts) = inputs(&expected, case);
             let want = expected.floats(&format!("{case}.output"));
-            let got = unet.forward(&latents, &timesteps, &context);
+            let got = unet.forward(&latents, &timesteps, &prompts);
             assert_close(&format!("{name} {case}"), &values(&got), &want, TOLERANCE);
-            let got = unet.forward_with(&latents, &timesteps.to_kind(Kind::Float), &unet.context(&context));
+            let got = unet.forward_with(&latents, &timesteps.to_kind(Kind::Float), &unet.context(&prompts));
             assert_close(&format!("{name} {case}, prepared"), &values(&got), &want, TOLERANCE);
         }
     }
@@ -70,8 +71,8 @@ fn unets_predict_what_diffusers_predicts() {
 fn a_unet_in_bf16_is_near_the_fp32_one_and_answers_in_fp32() {
     let (unet, expected) =
         (unet("unet_sd2", weights("unet_sd2").to(Device::Cpu, Kind::BFloat16)), expected("unet_sd2"));
-    let [latents, timesteps, context] = inputs(&expected, "square");
-    let got = unet.forward(&latents, &timesteps, &context);
+    let (latents, timesteps, prompts) = inputs(&expected, "square");
+    let got = unet.forward(&latents, &timesteps, &prompts);
     assert_eq!(got.kind(), Kind::Float);
     assert_close("bf16", &values(&got), &expected.floats("square.output"), 0.1);
 }
@@ -80,8 +81,8 @@ fn a_unet_in_bf16_is_near_the_fp32_one_and_answers_in_fp32() {
 fn all_parameters_of_a_trained_unet_get_gradients() {
     let unet = unet("unet_sd1", weights("unet_sd1").trained(true));
     let expected = expected("unet_sd1");
-    let [latents, timesteps, context] = inputs(&expected, "square");
-    let output = unet.forward(&latents, &timesteps, &context);
+    let (latents, timesteps, prompts) = inputs(&expected, "square");
+    let output = unet.forward(&latents, &timesteps, &prompts);
     assert_close("output", &values(&output.detach()), &expected.floats("square.output"), TOLERANCE);
     output.square().mean(Kind::Float).backward();
     for (name, tensor) in &unet.parameters.tensors {
@@ -120,9 +121,9 @@ fn adapters_equal_their_merged_weights_and_can_be_switched_off() {
         let _ = tch::no_grad(|| weight.shallow_clone().g_add_(&update));
     }
     let expected = expected("unet_sd1");
-    let [latents, timesteps, context] = inputs(&expected, "oblong");
-    let on = adapted.forward(&latents, &timesteps, &context);
-    let want = merged.forward(&latents, &timesteps, &context);
+    let (latents, timesteps, prompts) = inputs(&expected, "oblong");
+    let on = adapted.forward(&latents, &timesteps, &prompts);
+    let want = merged.forward(&latents, &timesteps, &prompts);
     assert_close("adapters on", &values(&on.detach()), &values(&want), TOLERANCE);
     on.square().mean(Kind::Float).backward();
     for (name, adapter) in &adapted.parameters.adapted {
@@ -131,7 +132,7 @@ fn adapters_equal_their_merged_weights_and_can_be_switched_off() {
         }
     }
     adapted.parameters.switch.set(false);
-    let off = adapted.forward(&latents, &timesteps, &context);
+    let off = adapted.forward(&latents, &timesteps, &prompts);
     assert!(!off.requires_grad());
     let unadapted = expected.floats("oblong.output");
     assert_close("adapters off", &values(&off), &unadapted, TOLERANCE);
@@ -194,7 +195,7 @@ fn a_random_tiny_model_answers_at_a_realistic_scale() {
     let text = TextEncoder::new(&TextConfig::preset("sd-tiny").unwrap(), Weights::random(7)).unwrap();
     let hidden = text.forward(&Tensor::arange(77, (Kind::Int64, Device::Cpu)).unsqueeze(0));
     let latents = (Tensor::arange(4 * 8 * 8, (Kind::Float, Device::Cpu)) * 1.7).sin().view([1, 4, 8, 8]);
-    let noise = unet.forward(&latents, &Tensor::from_slice(&[500_i64]), &hidden);
+    let noise = unet.forward(&latents, &Tensor::from_slice(&[500_i64]), &hidden.shallow_clone().into());
     let image = vae.decode(&latents);
     assert_eq!(image.size(), [1, 3, 64, 64]);
     for (what, tensor) in [("hidden", &hidden), ("noise", &noise), ("image", &image)] {

@@ -75,7 +75,7 @@ fn a_unet_without_a_middle_block_computes_as_in_diffusers() {
     let (config, weights) = open(folder.path()).unet().unwrap();
     let unet = Unet::new(&config, weights).unwrap();
     let timesteps = Tensor::from_slice(&[981_i64, 1]);
-    let output = tch::no_grad(|| unet.forward(&fixture.torch("start"), &timesteps, &fixture.torch("context")));
+    let output = tch::no_grad(|| unet.forward(&fixture.torch("start"), &timesteps, &fixture.torch("context").into()));
     assert_close("no middle block", &values(&output), &fixture.floats("no_middle"), 1e-5);
 }
 

@@ -30,7 +30,7 @@ fn run(folder: &Path, steps: &[usize]) -> FinetuneConfig {
                 named_tensors(&partial.join(name), vec![tensor])?;
             }
             let progress = format!(
-                "{{\"step\": {step}, \"best_composite\": 0.5, \"micro\": 2, \"checkpointing\": false, \"threads\": 2}}"
+                "{{\"step\": {step}, \"best\": 0.5, \"threads\": 2, \"inputs\": {{}}, \"own\": {{\"micro\": 2, \"checkpointing\": false, \"scales\": {{}}}}}}"
             );
             Ok(fs_err::write(partial.join("progress.json"), progress)?)
         })

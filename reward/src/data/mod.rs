@@ -14,6 +14,7 @@ mod json;
 pub mod loader;
 pub mod manifest;
 pub mod named;
+pub mod parquet_writer;
 mod parts;
 pub mod preflight;
 pub mod prompts;

@@ -5,28 +5,19 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use arrow_array::{Array, cast::AsArray, types::Float64Type};
-use parquet::{
-    data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type},
-    file::{properties::WriterProperties, writer::SerializedFileWriter},
-    schema::parser::parse_message_type,
-};
 
 use crate::{
     Error, Result,
-    data::columns::{Table, strings, whole_numbers},
+    data::{
+        columns::{Table, strings, whole_numbers},
+        parquet_writer::{self, Column},
+    },
     files::{folder_of, followed, replace_file},
-    seed,
 };
 
-const SCHEMA: &str = "message scores {
-    required binary set (STRING); required binary prompt (STRING); required binary path (STRING); required int64 seed;
-    required binary metric (STRING); optional double score; required binary convention (STRING);
-    required binary image_sha256 (STRING); required binary checkpoint_sha256 (STRING);
-}";
 const TEXT_COLUMNS: [&str; 7] = ["set", "prompt", "path", "metric", "convention", "image_sha256", "checkpoint_sha256"];
 const BATCH_ROWS: usize = 4096;
 const DISTANCES: &str = "set-distances.json";
@@ -130,9 +121,7 @@ impl Store {
         let places: HashSet<_> = self.rows.iter().map(ScoreRow::place).collect();
         let kept = self.others.iter().filter(|row| !keys.contains(&row.key()) && !places.contains(&row.place()));
         let rows: Vec<&ScoreRow> = self.rows.iter().chain(kept).collect();
-        let bytes = encode(&rows)
-            .map_err(|error| Error::data(format!("{}: cannot be written", self.path.display())).caused_by(error))?;
-        replace_file(&self.path, |partial| Ok(fs_err::write(partial, bytes)?))?;
+        parquet_writer::write(&self.path, &columns(&rows))?;
         self.read = stamp(&self.path)?;
         if self.distances.is_empty() {
             return Ok(());
@@ -216,46 +205,19 @@ fn read(path: &Path) -> Result<Vec<ScoreRow>> {
     Ok(rows)
 }
 
-fn encode(rows: &[&ScoreRow]) -> Result<Vec<u8>, parquet::errors::ParquetError> {
-    let unsigned = seed::parquet_annotation(rows.iter().map(|row| row.seed));
-    let schema = SCHEMA.replace("int64 seed", &format!("int64 seed{unsigned}"));
-    let schema = Arc::new(parse_message_type(&schema)?);
-    let mut file = SerializedFileWriter::new(Vec::new(), schema.clone(), Arc::new(WriterProperties::default()))?;
-    let mut group = file.next_row_group()?;
-    for field in schema.get_fields() {
-        // The schema has a column for each field.
-        let Some(mut column) = group.next_column()? else { break };
-        match field.name() {
-            "seed" => {
-                let values: Vec<i64> = rows.iter().map(|row| row.seed as i64).collect();
-                column.typed::<Int64Type>().write_batch(&values, None, None)?
-            }
-            "score" => {
-                let values: Vec<f64> = rows.iter().filter_map(|row| row.score).collect();
-                let levels: Vec<i16> = rows.iter().map(|row| i16::from(row.score.is_some())).collect();
-                column.typed::<DoubleType>().write_batch(&values, Some(&levels), None)?
-            }
-            name => {
-                let values: Vec<ByteArray> = rows.iter().map(|row| ByteArray::from(text(row, name))).collect();
-                column.typed::<ByteArrayType>().write_batch(&values, None, None)?
-            }
-        };
-        column.close()?;
-    }
-    group.close()?;
-    file.into_inner()
-}
-
-fn text<'a>(row: &'a ScoreRow, column: &str) -> &'a str {
-    match column {
-        "set" => &row.set,
-        "prompt" => &row.prompt,
-        "path" => &row.path,
-        "metric" => &row.metric,
-        "convention" => &row.convention,
-        "image_sha256" => &row.image_sha256,
-        _ => &row.checkpoint_sha256,
-    }
+fn columns(rows: &[&ScoreRow]) -> Vec<(&'static str, Column)> {
+    let text = |value: fn(&ScoreRow) -> &String| Column::Text(rows.iter().map(|row| value(row).clone()).collect());
+    vec![
+        ("set", text(|row| &row.set)),
+        ("prompt", text(|row| &row.prompt)),
+        ("path", text(|row| &row.path)),
+        ("seed", Column::Seeds(rows.iter().map(|row| row.seed).collect())),
+        ("metric", text(|row| &row.metric)),
+        ("score", Column::Optional(rows.iter().map(|row| row.score).collect())),
+        ("convention", text(|row| &row.convention)),
+        ("image_sha256", text(|row| &row.image_sha256)),
+        ("checkpoint_sha256", text(|row| &row.checkpoint_sha256)),
+    ]
 }
 
 #[cfg(test)]
@@ -321,11 +283,9 @@ mod tests {
         };
         let own = |name: &str| std::iter::once(name).chain(TEXT_COLUMNS).map(str::to_owned).collect::<Vec<_>>();
         for columns in [vec!["path".to_owned(), "score".to_owned()], own("seed")] {
-            let fields: String = columns.iter().map(|name| format!("required binary {name} (STRING);")).collect();
-            let schema = Arc::new(parse_message_type(&format!("message m {{ {fields} }}")).unwrap());
-            let writer = SerializedFileWriter::new(Vec::new(), schema, Default::default()).unwrap();
-            let bytes = writer.into_inner().unwrap();
-            fs_err::write(&path, &bytes).unwrap();
+            let empty = columns.iter().map(|name| (name.as_str(), Column::Text(Vec::new()))).collect::<Vec<_>>();
+            parquet_writer::write(&path, &empty).unwrap();
+            let bytes = fs_err::read(&path).unwrap();
             let columns = columns.join(", ");
             let wanted = format!(
                 "scores.parquet is no table that evaluate wrote, and stays as it is: it has the columns {columns}"

@@ -6,6 +6,7 @@ pub mod inputs;
 pub mod metrics;
 pub mod order;
 pub mod place;
+pub mod progress;
 pub mod resume;
 pub mod tensorboard;
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -12,7 +11,7 @@ use crate::{
     optim::{Adam, not_finite},
     run::{
         checkpoints::{self, replace_folder},
-        inputs::Inputs,
+        progress,
         resume::PROGRESS,
     },
     weights::{
@@ -22,20 +21,8 @@ use crate::{
     },
 };
 
-/// Where a run is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Progress {
-    /// Optimizer steps done.
-    pub(super) step: usize,
-    /// Highest validation accuracy so far.
-    pub(super) best_accuracy: Option<f64>,
-    /// Threads libtorch computed with; another number changes the last bits.
-    pub(super) threads: usize,
-    /// The inputs of the run.
-    #[serde(default)]
-    pub(super) inputs: Inputs,
-}
+/// Where a run is; the best figure is the validation accuracy.
+pub(super) type Progress = progress::Progress<()>;
 
 /// Writes the model as a Hugging Face folder. What did not train is copied from `source` as it was read.
 pub(super) fn save_model(folder: &Path, clip: &Clip, source: &Checkpoint) -> Result<()> {

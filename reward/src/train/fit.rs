@@ -81,16 +81,8 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
 
     threads::settle(source.config.largest_product());
     let threads = tch::get_num_threads() as usize;
-    let mut progress = match &resumed {
-        Some(point) => point.progress.clone(),
-        None => Progress { threads, ..Progress::default() },
-    };
-    progress.inputs = inputs;
-    if progress.best_accuracy.is_some() && !folder.path().join("best").is_dir() {
-        let text = format!("{}/best is gone: the next validation's model takes its place", save_folder.display());
-        observer.event(&Event::Warning(&text));
-        progress.best_accuracy = None;
-    }
+    let earlier = resumed.as_ref().map(|point| &point.progress);
+    let progress = Progress { inputs, ..Progress::go_on(earlier, folder.path(), threads, observer) };
     let resumed_from = resumed.map(|point| point.folder);
     let trainable = Trainable::new(mode, &source.config);
     let current = match &resumed_from {
@@ -122,13 +114,6 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     };
     if let Some(path) = &resumed_from {
         load_state(path, &mut fit.stepper.update.adam, &clip)?;
-        if threads != fit.progress.threads {
-            let text = format!(
-                "resumed with {threads} threads instead of {}: the last bits will differ",
-                fit.progress.threads
-            );
-            observer.event(&Event::Warning(&text));
-        }
     }
     fit.announce(mode);
     fit.run()
@@ -352,10 +337,10 @@ impl<'a> Fit<'a> {
             "validation_auc": validation.auc,
         });
         self.metrics.add(&line)?;
-        let best = self.progress.best_accuracy.is_none_or(|best| validation.accuracy > best);
+        let best = self.progress.best.is_none_or(|best| validation.accuracy > best);
         self.observer.event(&Event::Validated { step, validation: &validation, best });
         if best {
-            self.progress.best_accuracy = Some(validation.accuracy);
+            self.progress.best = Some(validation.accuracy);
             let path = self.folder.path().join("best");
             save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
         }

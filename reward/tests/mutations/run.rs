@@ -38,7 +38,8 @@ fn run(folder: &Path, steps: &[usize]) -> TrainConfig {
                 let tensor = ("x".to_owned(), vec![2], Box::new(|| Ok(vec![0.5_f32, 1.5])) as ReadValues);
                 named_tensors(&partial.join(name), vec![tensor])?;
             }
-            let progress = format!("{{\"step\": {step}, \"best_accuracy\": 0.75, \"threads\": 2}}");
+            let progress =
+                format!("{{\"step\": {step}, \"best\": 0.75, \"threads\": 2, \"inputs\": {{}}, \"own\": null}}");
             Ok(fs_err::write(partial.join("progress.json"), progress)?)
         })
         .unwrap();

@@ -36,18 +36,9 @@ impl Run<'_> {
         if !self.config.rewarded() || self.config.reward_scale == RewardScale::Raw {
             return Ok(());
         }
-        let known = match self.progress.step {
-            // A run that begins finds its own: what is there may be of other prompts.
-            0 => None,
-            _ if !self.progress.scales.is_empty() => Some(self.progress.scales.clone()),
-            _ => reward_scale::read(folder).unwrap_or_else(|error| {
-                self.observer.event(&Event::Warning(&format!("{error}: found again")));
-                None
-            }),
-        };
-        let scales = match known {
-            Some(known) => known,
-            None => {
+        let scales = match self.progress.step {
+            1.. => self.progress.own.scales.clone(),
+            0 => {
                 let images = HeldOut::new(
                     &self.parts.prompts,
                     self.config.scale_images,
@@ -75,7 +66,7 @@ impl Run<'_> {
                 Error::data(format!("{}: no scale of reward `{}`", reward_scale::FILE, weighted.label))
             })?;
         }
-        self.progress.scales = scales;
+        self.progress.own.scales = scales;
         Ok(())
     }
 
@@ -116,7 +107,7 @@ impl Run<'_> {
         metrics.image(step, "base above, tuned below", &png, size)?;
         samples::write(&path.with_extension(""), self.config, parts, held_out, &tuned.pixels)?;
         let composite = comparison.composite;
-        let best = composite.is_finite() && self.progress.best_composite.is_none_or(|best| composite > best);
+        let best = composite.is_finite() && self.progress.best.is_none_or(|best| composite > best);
         let text = format!(
             "step {step}: held-out reward {:.4}, gain {:+.3} [{:+.3}, {:+.3}], ε-drift {:.2e}{}{}",
             comparison.line["held_out_reward"].as_f64().unwrap_or(f64::NAN),
@@ -133,7 +124,7 @@ impl Run<'_> {
         );
         self.observer.event(&Event::Note(&text));
         if best {
-            self.progress.best_composite = Some(composite);
+            self.progress.best = Some(composite);
             let path = folder.path().join("best");
             let (models, update, progress) = (&parts.models, &self.update, &self.progress);
             update.with_means(|| checkpoint::write(&path, models, update, self.method.as_ref(), progress))?;

@@ -13,7 +13,7 @@ use reward::{
     native::memory,
     optim::Update,
     run::{
-        Ended, RunFolder, checkpoints, checksums,
+        Ended, RunFolder, checkpoints,
         inputs::Inputs,
         metrics::Metrics,
         order::{Order, image_seed},
@@ -166,24 +166,12 @@ impl<'a> Run<'a> {
     pub(super) fn start(&mut self, resumed: Option<&ResumePoint<Progress>>, inputs: Inputs) -> Result<()> {
         let Some(folder) = self.folder else { return Ok(()) };
         if let Some(ResumePoint { folder: checkpoint, progress, .. }) = resumed {
-            let threads = std::mem::replace(&mut self.progress, progress.clone()).threads;
+            let threads = self.progress.threads;
+            self.progress = Progress::go_on(Some(progress), folder.path(), threads, self.observer);
             checkpoint::load(checkpoint, &mut self.update, self.method.as_mut())?;
-            let best = folder.path().join("best");
-            if self.progress.best_composite.is_some() && !(best.is_dir() && checksums::verify(&best).is_ok()) {
-                let text = format!("{} is gone or damaged: the next evaluation takes its place", best.display());
-                self.observer.event(&Event::Warning(&text));
-                self.progress.best_composite = None;
-            }
-            if threads != self.progress.threads {
-                let text = format!(
-                    "resumed with {threads} threads instead of {}: the last bits will differ",
-                    self.progress.threads
-                );
-                self.observer.event(&Event::Warning(&text));
-            }
         }
         self.progress.inputs = inputs;
-        self.progress.checkpointing = self.choice.checkpointing;
+        self.progress.own.checkpointing = self.choice.checkpointing;
         self.metrics = Some(Metrics::open(folder.path(), self.progress.step)?);
         self.observer.event(&Event::Note(&self.describe()));
         self.scale_rewards(folder.path())?;
@@ -219,7 +207,7 @@ impl<'a> Run<'a> {
             let (rollout_seconds, outcome) =
                 self.step(step, rate).map_err(|error| self.failed(at_step(step, &error)))?;
             self.progress.step = step;
-            self.progress.micro = self.micro_batches.size();
+            self.progress.own.micro = self.micro_batches.size();
             self.log(step, rate, &outcome, rollout_seconds, started.elapsed().as_secs_f64())?;
             let due = |every: usize| every > 0 && step.is_multiple_of(every);
             if (due(config.evaluate_every) || step == total) && self.evaluate()? {
@@ -312,7 +300,7 @@ impl<'a> Run<'a> {
 
     fn save(&mut self) -> Result<()> {
         let Some(folder) = self.folder else { return Ok(()) };
-        self.progress.micro = self.micro_batches.size();
+        self.progress.own.micro = self.micro_batches.size();
         let path = checkpoints::folder(folder.path(), self.progress.step);
         checkpoint::write(&path, &self.parts.models, &self.update, self.method.as_ref(), &self.progress)
             .map_err(|error| self.failed(error))?;
