@@ -2,6 +2,7 @@
 //!
 //! A library of events and values: nothing here prints.
 
+pub mod advantage;
 pub mod algorithm;
 mod attention;
 pub mod conditioning;
@@ -19,9 +20,11 @@ mod metadata;
 pub mod micro_batches;
 pub mod noise;
 pub mod objective;
+pub mod old_policy;
 pub mod pictures;
 pub mod pipeline;
 pub mod policy;
+pub mod preference;
 pub mod prompt_encoder;
 pub mod prompts;
 pub mod remark;
@@ -33,6 +36,7 @@ pub mod single_file;
 pub mod source;
 pub mod text;
 pub mod tokenizer;
+pub mod trajectory;
 pub mod unet;
 pub mod vae;
 #[cfg(feature = "reference")]

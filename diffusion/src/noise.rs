@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::Tensor;
@@ -32,6 +32,15 @@ pub enum Stream {
     Timestep,
     /// The draw that leaves a prompt out in training.
     Dropout,
+    /// The noise level of this draw, where an image is noised several times in a round.
+    Level(usize),
+    /// Noise of this draw for this sampling step.
+    Fresh {
+        /// The draw.
+        draw: usize,
+        /// The sampling step; 0 where there is none.
+        step: usize,
+    },
     /// The draws of a method in this round.
     Plan(usize),
     /// Noise on this tensor of a reward.
@@ -50,6 +59,8 @@ impl fmt::Display for Stream {
             Self::Noise => formatter.write_str("noise"),
             Self::Timestep => formatter.write_str("timestep"),
             Self::Dropout => formatter.write_str("dropout"),
+            Self::Level(draw) => write!(formatter, "level/{draw}"),
+            Self::Fresh { draw, step } => write!(formatter, "fresh/{draw}/{step}"),
             Self::Plan(round) => write!(formatter, "plan/{round}"),
             Self::Weight(index) => write!(formatter, "weight/{index}"),
         }
@@ -85,6 +96,13 @@ pub fn step_noise(seeds: &[u64], step: usize, shape: [i64; 3]) -> Tensor {
 pub fn named(seeds: &[u64], name: Stream, shape: [i64; 3]) -> Tensor {
     let images: Vec<Tensor> = seeds.iter().map(|seed| normal(*seed, name, &shape)).collect();
     Tensor::stack(&images, 0)
+}
+
+/// The prompt of each seed, some of them left out: a share of `dropout` is empty.
+pub fn with_dropout<'a>(prompts: impl Iterator<Item = &'a str>, seeds: &[u64], dropout: f64) -> Vec<String> {
+    let left_out = |seed: u64| stream(seed, Stream::Dropout).random::<f64>() < dropout;
+    let prompt = |(prompt, seed): (&str, &u64)| if left_out(*seed) { String::new() } else { prompt.to_owned() };
+    prompts.zip(seeds).map(prompt).collect()
 }
 
 #[cfg(test)]

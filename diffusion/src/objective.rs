@@ -27,7 +27,7 @@ pub struct Weighted {
     pub label: String,
     /// The reward.
     pub reward: Box<dyn Reward>,
-    /// The factor on the standardised reward.
+    /// The factor on the standardised reward; 0: watched, not maximised.
     pub weight: f64,
 }
 
@@ -70,8 +70,42 @@ pub struct Objective<'a> {
 pub struct Loss {
     /// The mean over the micro-batch, a scalar with a graph.
     pub loss: Tensor,
-    /// Raw values of each reward, `[N]`, without a graph.
+    /// Raw values of each reward, `[N]`, without a graph; none where they were known before the loss.
     pub rewards: Vec<Tensor>,
+    /// What else is worth a line, by name: means over the micro-batch.
+    pub figures: Vec<(&'static str, f64)>,
+}
+
+impl Loss {
+    /// A loss of images whose rewards are known, or that have none.
+    pub fn new(loss: Tensor) -> Self {
+        Self { loss, rewards: Vec::new(), figures: Vec::new() }
+    }
+
+    /// The same with figures.
+    pub fn with(self, figures: Vec<(&'static str, f64)>) -> Self {
+        Self { figures, ..self }
+    }
+}
+
+/// The scores of images, a value an image.
+#[derive(Debug, Clone, Default)]
+pub struct Scores {
+    /// The weighted sum of the standardised rewards.
+    pub total: Vec<f64>,
+    /// Raw values of each reward, in the order of the run's rewards.
+    pub raw: Vec<Vec<f64>>,
+}
+
+impl Scores {
+    /// Adds the scores of more images.
+    pub fn extend(&mut self, more: Self) {
+        self.total.extend(more.total);
+        self.raw.resize(more.raw.len(), Vec::new());
+        for (all, more) in self.raw.iter_mut().zip(more.raw) {
+            all.extend(more);
+        }
+    }
 }
 
 impl Objective<'_> {
@@ -80,23 +114,24 @@ impl Objective<'_> {
         (self.vae.decode(&(latents / self.vae.config.scaling_factor)) / 2.0 + 0.5).clamp(0.0, 1.0)
     }
 
-    /// The weighted, scaled rewards of `pixels`, and each reward's raw values by its name, without a graph: a value an image.
+    /// Scores `pixels` `[B, 3, H, W]`, the images of `batch`, without a graph.
     ///
     /// # Errors
-    /// A reward fails.
-    #[allow(clippy::type_complexity, reason = "names with their values")]
-    pub fn score(&self, pixels: &Tensor, batch: &Batch) -> Result<(Vec<f64>, Vec<(String, Vec<f64>)>)> {
+    /// A reward fails, or gives what is no number.
+    pub fn score(&self, pixels: &Tensor, batch: &Batch) -> Result<Scores> {
         let prompts: Vec<&str> = batch.prompts.iter().map(String::as_str).collect();
-        let mut total = vec![0.0; prompts.len()];
-        let mut raw = Vec::new();
+        let mut scores = Scores { total: vec![0.0; prompts.len()], raw: Vec::new() };
         for (weighted, scale) in self.rewards.iter().zip(&self.scales) {
             let values = numbers(&tch::no_grad(|| weighted.reward.score(pixels, &prompts))?)?;
-            for (total, value) in total.iter_mut().zip(&values) {
+            if let Some((value, prompt)) = values.iter().zip(&prompts).find(|(value, _)| !value.is_finite()) {
+                return Err(Error::data(format!("reward `{}` gives {value} for prompt {prompt:?}", weighted.label)));
+            }
+            for (total, value) in scores.total.iter_mut().zip(&values) {
                 *total += (value - scale.mean) * (weighted.weight / scale.deviation);
             }
-            raw.push((weighted.label.clone(), values));
+            scores.raw.push(values);
         }
-        Ok((total, raw))
+        Ok(scores)
     }
 
     /// The mean loss over `unrolled`, the images of `batch`.
@@ -117,6 +152,10 @@ impl Objective<'_> {
             }
             let mut total = Tensor::zeros([prompts.len() as i64], (Kind::Float, latents.device()));
             for ((weighted, scale), raw) in self.rewards.iter().zip(&self.scales).zip(&mut raw) {
+                if weighted.weight == 0.0 {
+                    raw.push(tch::no_grad(|| weighted.reward.score(&pixels.detach(), &prompts))?);
+                    continue;
+                }
                 let reward = weighted.reward.score(&pixels, &prompts)?;
                 raw.push(reward.detach());
                 total += (reward - scale.mean) * (weighted.weight / scale.deviation);
@@ -130,7 +169,8 @@ impl Objective<'_> {
         if let Some(anchor) = &unrolled.anchor {
             loss += anchor * self.anchor;
         }
-        Ok(Loss { loss, rewards: raw.iter().map(|values| Tensor::cat(values, 0)).collect() })
+        let rewards = raw.iter().map(|values| Tensor::cat(values, 0)).collect();
+        Ok(Loss { rewards, ..Loss::new(loss) })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     layer::{AdapterSwitch, Handle},
     lora::{Merged, merge},
     noise::{self, Stream},
-    schedule::{Level, NoiseSchedule, PredictionType, Sampler},
+    schedule::{Level, NoiseSchedule, PredictionType, Sampler, Step},
     unet::{Context, Unet},
     weights::Parameters,
 };
@@ -22,7 +22,7 @@ pub struct Policy<'a> {
     pub unet: &'a Unet,
     /// The model before training, where it is not `unet` with its adapters switched off.
     pub base: Option<&'a Unet>,
-    /// DDIM, set to its number of steps.
+    /// Set to its number of steps.
     pub sampler: Sampler,
     /// The forward process the model was trained with.
     pub schedule: NoiseSchedule,
@@ -169,11 +169,28 @@ impl Policy<'_> {
 
     /// Steps `steps` from latents `x` without a graph.
     pub fn roll(&self, x: &Tensor, steps: Range<usize>, batch: &Batch) -> Tensor {
-        let prepared = OnceCell::new();
+        self.roll_watched(x, steps, batch, true, |_, _| ())
+    }
+
+    /// As [`Self::roll`]; `after` sees each step and the latents it led to. Where log-probabilities will be evaluated again,
+    /// `joined` is false, so that both branches of guidance go through the UNet as they do in training.
+    pub fn roll_watched(
+        &self,
+        x: &Tensor,
+        steps: Range<usize>,
+        batch: &Batch,
+        joined: bool,
+        mut after: impl FnMut(&Step, &Tensor),
+    ) -> Tensor {
+        let calls = OnceCell::new();
         let predict =
-            |index, input: &Tensor| Ok::<_, Infallible>(self.predict_prepared(input, index, batch, &prepared));
+            |index, input: &Tensor| Ok::<_, Infallible>(self.predict_prepared(input, index, batch, joined, &calls));
         let noise = |index| batch.noise(Stream::Step(index));
-        let Ok(end) = tch::no_grad(|| denoise(&self.sampler, &x.detach(), steps, predict, noise, |_, _, _| Ok(())));
+        let seen = |_, step: &Step, latents: &Tensor| {
+            after(step, latents);
+            Ok(())
+        };
+        let Ok(end) = tch::no_grad(|| denoise(&self.sampler, &x.detach(), steps, predict, noise, seen));
         end.latents
     }
 
@@ -181,11 +198,11 @@ impl Policy<'_> {
     /// the base model.
     pub fn unroll(&self, x: &Tensor, plan: &Plan, batch: &Batch, anchored: bool) -> Unrolled {
         let mut distances = Vec::new();
-        let prepared = OnceCell::new();
+        let calls = OnceCell::new();
         let predict = |index, input: &Tensor| {
             if !plan.trained.contains(&index) {
                 return Ok::<_, Infallible>(tch::no_grad(|| {
-                    self.predict_prepared(&input.detach(), index, batch, &prepared)
+                    self.predict_prepared(&input.detach(), index, batch, true, &calls)
                 }));
             }
             let input = if plan.detach_inputs { input.detach() } else { input.shallow_clone() };
@@ -205,25 +222,56 @@ impl Policy<'_> {
 
     /// The guided prediction for `x` before step `index`, `[B, C, h, w]`, fp32.
     pub fn predict(&self, x: &Tensor, index: usize, batch: &Batch) -> Tensor {
-        self.predict_with(self.unet, x, index, batch, self.negative_branch_gradient)
+        self.predict_each(x, &self.timesteps(x, index), &batch.conditioning)
     }
 
-    /// The same without a graph, with the prompts' keys and values, which are the same in every step, kept in `prepared`.
-    fn predict_prepared(&self, x: &Tensor, index: usize, batch: &Batch, prepared: &OnceCell<Context>) -> Tensor {
-        let both = self.guided().then(|| Tensor::cat(&[x, x], 0));
-        let input = both.as_ref().unwrap_or(x);
-        let context = prepared.get_or_init(|| self.unet.context(&self.both(batch)));
-        let output = self.unet.forward_with(input, &self.timesteps(input, index), context);
-        if self.guided() { guide(&output, self.guidance_scale) } else { output }
+    /// The same for images that are each before a step of their own: `timesteps` `[B]`, one prompt for each.
+    pub fn predict_each(&self, x: &Tensor, timesteps: &Tensor, prompts: &Conditioning) -> Tensor {
+        self.predict_with(self.unet, x, timesteps, prompts, self.negative_branch_gradient)
+    }
+
+    /// The same without a graph, with the prompts' keys and values, which are the same in every step, kept in `calls`: of one
+    /// call for both branches of guidance or, where they are not `joined` in training, of two.
+    fn predict_prepared(
+        &self,
+        x: &Tensor,
+        index: usize,
+        batch: &Batch,
+        joined: bool,
+        calls: &OnceCell<Vec<Context>>,
+    ) -> Tensor {
+        let prompts = &batch.conditioning;
+        let calls = calls.get_or_init(|| {
+            if !self.guided() {
+                vec![self.unet.context(prompts)]
+            } else if joined || self.negative_branch_gradient {
+                vec![self.unet.context(&prompts.behind(&self.negative))]
+            } else {
+                vec![self.unet.context(&self.negative.repeated(prompts.len())), self.unet.context(prompts)]
+            }
+        });
+        let call = |x: &Tensor, context| self.unet.forward_with(x, &self.timesteps(x, index), context);
+        match &calls[..] {
+            [one] if !self.guided() => call(x, one),
+            [both] => guide(&call(&Tensor::cat(&[x, x], 0), both), self.guidance_scale),
+            each => {
+                guide(&Tensor::cat(&each.iter().map(|one| call(x, one)).collect::<Vec<_>>(), 0), self.guidance_scale)
+            }
+        }
     }
 
     /// What the model before training predicts, without a graph.
     pub fn predict_base(&self, x: &Tensor, index: usize, batch: &Batch) -> Tensor {
+        self.predict_base_each(x, &self.timesteps(x, index), &batch.conditioning)
+    }
+
+    /// The same for images that are each before a step of their own.
+    pub fn predict_base_each(&self, x: &Tensor, timesteps: &Tensor, prompts: &Conditioning) -> Tensor {
         tch::no_grad(|| match self.base {
-            Some(base) => self.predict_with(base, &x.detach(), index, batch, true),
+            Some(base) => self.predict_with(base, &x.detach(), timesteps, prompts, true),
             None => {
                 let _off = SwitchedOff::new(&self.unet.parameters.switch);
-                self.predict_with(self.unet, &x.detach(), index, batch, true)
+                self.predict_with(self.unet, &x.detach(), timesteps, prompts, true)
             }
         })
     }
@@ -241,22 +289,24 @@ impl Policy<'_> {
         Level::of(self.schedule.alpha_bar(self.sampler.timesteps()[index] as usize))
     }
 
-    fn predict_with(&self, unet: &Unet, x: &Tensor, index: usize, batch: &Batch, both_branches: bool) -> Tensor {
-        let call = |x: &Tensor, prompts: &Conditioning| unet.forward(x, &self.timesteps(x, index), prompts);
+    fn predict_with(
+        &self,
+        unet: &Unet,
+        x: &Tensor,
+        timesteps: &Tensor,
+        prompts: &Conditioning,
+        both_branches: bool,
+    ) -> Tensor {
         if !self.guided() {
-            return call(x, &batch.conditioning);
+            return unet.forward(x, timesteps, prompts);
         }
         if both_branches {
-            return guide(&call(&Tensor::cat(&[x, x], 0), &self.both(batch)), self.guidance_scale);
+            let (x, timesteps) = (Tensor::cat(&[x, x], 0), Tensor::cat(&[timesteps, timesteps], 0));
+            return guide(&unet.forward(&x, &timesteps, &prompts.behind(&self.negative)), self.guidance_scale);
         }
-        let negative = tch::no_grad(|| call(&x.detach(), &self.negative.repeated(x.size()[0])));
-        let positive = call(x, &batch.conditioning);
+        let negative = tch::no_grad(|| unet.forward(&x.detach(), timesteps, &self.negative.repeated(prompts.len())));
+        let positive = unet.forward(x, timesteps, prompts);
         &negative + (positive - &negative) * self.guidance_scale
-    }
-
-    /// The prompts of a call, the negative ones first where there is guidance.
-    fn both(&self, batch: &Batch) -> Conditioning {
-        if self.guided() { batch.conditioning.behind(&self.negative) } else { batch.conditioning.handle() }
     }
 
     fn guided(&self) -> bool {

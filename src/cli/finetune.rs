@@ -35,10 +35,38 @@ fn published(what: &str, of: impl Fn(&Method) -> f64) -> String {
     format!("{what} [default: as published: {}]", defaults.join(", "))
 }
 
+/// Help of the gradient through the unconditional pass, with the methods that have none.
+#[cfg(feature = "torch")]
+fn negative_branch_help() -> String {
+    let without = ALL.iter().filter(|method| !method.negative_branch_gradient).map(|method| method.name);
+    let without = without.collect::<Vec<_>>().join(", ");
+    format!("Gradients flow through the unconditional pass [default: as published: all but {without}]")
+}
+
+#[cfg(not(feature = "torch"))]
+fn negative_branch_help() -> &'static str {
+    "Gradients flow through the unconditional pass"
+}
+
+/// Help of a setting `name` that some methods read: `what` it is, and the default `of` each of those.
+#[cfg(feature = "torch")]
+fn of_readers(name: &str, what: &str, of: impl Fn(&Method) -> f64) -> String {
+    let readers = ALL.iter().filter(|method| method.reads.contains(&name));
+    let defaults: Vec<String> = readers.map(|method| format!("{method} {}", of(method))).collect();
+    format!("{what} [default: {}]", defaults.join(", "))
+}
+
 #[cfg(not(feature = "torch"))]
 struct Method {
     guidance_scale: f64,
     eta: f64,
+    kl: f64,
+    beta: f64,
+}
+
+#[cfg(not(feature = "torch"))]
+fn of_readers(_: &str, what: &str, _: impl Fn(&Method) -> f64) -> String {
+    what.to_owned()
 }
 
 #[cfg(not(feature = "torch"))]
@@ -100,6 +128,15 @@ pub(crate) struct FinetuneArgs {
     /// For denoising: table with columns `prompt` and `path` (.parquet, .csv, .tsv, .json, .jsonl)
     #[arg(long, value_name = "FILE")]
     images: Option<PathBuf>,
+    /// For dpo and kto: triplets as reward training takes them (parquet files, globs or folders)
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    training_file: Option<Vec<String>>,
+    /// For kto: table with columns `prompt`, `path`, `liked` and, if rows count differently, `weight`
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// Where relative paths of --training-file and --labels start [default: each table's folder]
+    #[arg(long, value_name = "DIR")]
+    image_root: Option<PathBuf>,
     /// Folder for the run
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -113,6 +150,9 @@ pub(crate) struct FinetuneArgs {
     guidance_scale: Option<f64>,
     #[arg(long, value_name = "X", allow_hyphen_values = true, help = published("Noise of DDIM's steps, 0 to 1", |method| method.eta))]
     eta: Option<f64>,
+    /// Sampler of roll-outs; others than ddim for nft, rwr, best-of-n and dpo [default: ddim]
+    #[arg(long, value_parser = PossibleValuesParser::new(["ddim", "dpmpp-2m", "euler", "euler-a"]))]
+    scheduler: Option<String>,
     /// Takes the place of the empty prompt in guidance
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
@@ -125,7 +165,7 @@ pub(crate) struct FinetuneArgs {
     /// Images of one optimizer step [default: 4]
     #[arg(long, value_name = "N")]
     batch_size: Option<u32>,
-    /// How many of them share a prompt [default: 1]
+    /// How many of them share a prompt [default: 1; of grpo, nft, best-of-n and dpo the largest divisor of the batch up to 8]
     #[arg(long, value_name = "N")]
     images_per_prompt: Option<u32>,
     /// Micro-batches that a batch is split into [default: as few as fit into memory]
@@ -167,8 +207,7 @@ pub(crate) struct FinetuneArgs {
     /// For draft-lv: noised copies of each image [default: 2]
     #[arg(long, value_name = "N")]
     copies: Option<u32>,
-    /// Gradients flow through the unconditional pass [default: as published: all but drtune]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help = negative_branch_help())]
     negative_branch_gradient: Option<bool>,
     /// Factor on the squared distance of ε from the base model's [default: 0]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
@@ -197,9 +236,58 @@ pub(crate) struct FinetuneArgs {
     /// Learning rate of those [default: 1e-3]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     vae_learning_rate: Option<f64>,
-    /// For denoising: share of images whose prompt is left out [default: 0.1]
+    /// For denoising, dpo, kto: share of images whose prompt is left out [default: 0.1]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     prompt_dropout: Option<f64>,
+    /// Passes over a roll-out: ddpo, grpo, nft, rwr, best-of-n [default: 1]
+    #[arg(long, value_name = "N")]
+    inner_epochs: Option<u32>,
+    /// Optimizer steps of a pass: ddpo, grpo, rwr, best-of-n [default: 1]
+    #[arg(long, value_name = "N")]
+    minibatches: Option<u32>,
+    /// For ddpo, grpo: how far from 1 a probability ratio counts [default: 1e-4]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    clip_range: Option<f64>,
+    /// For ddpo, grpo, nft: how far an advantage counts [default: 5]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    advantage_clip: Option<f64>,
+    #[arg(long, value_name = "X", allow_hyphen_values = true, help = of_readers("kl", "Factor on the distance from the base model", |method| method.kl))]
+    kl: Option<f64>,
+    /// For ddpo: rewards that are remembered of each prompt [default: 32]
+    #[arg(long, value_name = "N")]
+    buffer_size: Option<u32>,
+    /// For ddpo: the fewest of them that an image is judged by [default: 16]
+    #[arg(long, value_name = "N")]
+    buffer_min_count: Option<u32>,
+    /// For grpo: images of a group begin with the same noise [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    same_noise: Option<bool>,
+    /// For ddpo, grpo, nft: share of the sampling steps that train [default: 1]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    timestep_fraction: Option<f64>,
+    /// For grpo, nft: whose deviation advantages are divided by [default: batch]
+    #[arg(long, value_parser = PossibleValuesParser::new(["group", "batch"]))]
+    deviation: Option<String>,
+    /// For grpo, nft: several rewards are summed, or normalised one by one within groups [default: sum]
+    #[arg(long, value_parser = PossibleValuesParser::new(["sum", "group"]))]
+    reward_combination: Option<String>,
+    #[arg(long, value_name = "X", allow_hyphen_values = true, help = of_readers("beta", "Strength of the comparison with a reference", |method| method.beta))]
+    beta: Option<f64>,
+    /// For rwr: temperature of the weights [default: 0.2]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    temperature: Option<f64>,
+    /// For dpo: how a preference becomes a loss [default: sigmoid]
+    #[arg(long, value_parser = PossibleValuesParser::new(["sigmoid", "hinge", "ipo"]))]
+    preference_loss: Option<String>,
+    /// For kto: how a like becomes a loss [default: sigmoid]
+    #[arg(long, value_parser = PossibleValuesParser::new(["sigmoid", "log-sigmoid"]))]
+    utility: Option<String>,
+    /// For kto: share of a batch that people liked [default: 0.8]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    liked_share: Option<f64>,
+    /// For dpo: steps after which the reference becomes the model; 0 never [default: 0]
+    #[arg(long, value_name = "N")]
+    reference_every: Option<u32>,
     /// Decay of a running mean of what trains, which is evaluated and saved [default: none]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     ema_decay: Option<f64>,

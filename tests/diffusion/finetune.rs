@@ -357,7 +357,7 @@ fn the_configs_are_settings() {
     assert_eq!(files.len(), 7);
     for file in files {
         let mut config: FinetuneConfig = toml::from_str(&fs_err::read_to_string(&file).unwrap()).unwrap();
-        let own = config.method().is_some_and(|method| method.data == Data::Pictures);
+        let own = config.method().is_some_and(|method| method.data.contains(&Data::Pictures));
         config.model.get_or_insert("SD".to_owned());
         config.output = Some("out".into());
         match own {

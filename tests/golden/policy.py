@@ -34,8 +34,7 @@ Four images (B = 4), two a prompt: prompts 0, 0, 1, 1. With a the alpha-bar of a
             inside = -beta / 2 ((mse_won - mse_lost) - (base mse_won - base mse_lost)), mean over pairs of
             sigmoid  -ln sigmoid(inside)
             hinge    relu(1 - inside)
-            ipo      (inside - 1 / (2 beta))^2
-            ipo_raw  (2 inside / beta - 1 / (2 beta))^2: diffusers' train_diffusion_dpo.py, whose ipo leaves beta and 1/2 out
+            ipo      (2 inside / beta - 1 / (2 beta))^2, as in diffusers' train_diffusion_dpo.py
     kto     g = base mse - mse, z = max(0, mean g) without gradient, y the labels, w the weights; mean over images of
             sigmoid      w (1 - sigmoid(y beta (g - z)))
             logsigmoid   -w ln sigmoid(y beta (g - z))
@@ -126,7 +125,6 @@ RULES = {
     "dpo_hinge": DPO | {"form": "hinge"},
     "dpo_hinge_steep": DPO | {"form": "hinge", "beta": 200.0},  # one pair is beyond the hinge
     "dpo_ipo": DPO | {"form": "ipo"},
-    "dpo_ipo_raw": DPO | {"form": "ipo_raw"},
     "kto": KTO | {"form": "sigmoid"},
     "kto_logsigmoid": KTO | {"form": "logsigmoid"},
 }
@@ -326,8 +324,7 @@ class World:
         losses = {
             "sigmoid": lambda: -F.logsigmoid(inside),
             "hinge": lambda: F.relu(1 - inside),
-            "ipo": lambda: (inside - 1 / (2 * beta)) ** 2,
-            "ipo_raw": lambda: (2 * inside / beta - 1 / (2 * beta)) ** 2,
+            "ipo": lambda: (2 * inside / beta - 1 / (2 * beta)) ** 2,
         }[case["form"]]()
         return {"loss": losses.mean(), "inside": inside, "accuracy": (inside > 0).to(self.dtype).mean()}
 

@@ -11,20 +11,17 @@
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::{Backprop, Data, Method, RewardUse};
+use super::{Backprop, Method};
 use crate::policy::{End, Plan};
 
 /// The method as users name it.
 pub(super) const METHOD: Method = Method {
     name: "align-prop",
     title: "all steps from a random one on train",
-    reward: RewardUse::Gradient,
-    data: Data::Prompts,
     guidance_scale: 5.0,
     eta: 1.0,
-    negative_branch_gradient: true,
-    reads: &[],
     build: |_| Box::new(AlignProp),
+    ..Method::BACKPROP
 };
 
 /// All steps from a random one on train.

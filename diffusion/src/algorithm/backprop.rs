@@ -47,7 +47,8 @@ pub trait Backprop {
 impl<M: Backprop> Algorithm for M {
     fn graph(&self, settings: &Settings) -> Graph {
         let plan = self.plan(settings.sample_steps, &mut noise::stream(0, Stream::Plan(0)));
-        Graph { predictions: plan.trained.len() * self.copies(), decoded: self.copies() }
+        let predictions = plan.trained.len() * self.copies();
+        Graph { items: settings.batch_size, predictions, decoded: self.copies(), guided: true }
     }
 
     fn round<'a>(&'a mut self, scene: &'a Scene<'a>, number: usize) -> Result<Box<dyn Round + 'a>> {
@@ -73,6 +74,10 @@ struct BackpropRound<'a, M> {
 }
 
 impl<M: Backprop> Round for BackpropRound<'_, M> {
+    fn items(&self, _: usize) -> usize {
+        self.scene.items.len()
+    }
+
     fn loss(&self, _: usize, images: Range<usize>) -> Result<Loss> {
         let start = match self.starts.iter().find(|(rolled, _)| *rolled == images) {
             Some((_, start)) => start.shallow_clone(),

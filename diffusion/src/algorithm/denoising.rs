@@ -4,7 +4,6 @@
 
 use std::ops::Range;
 
-use rand::RngExt;
 use tch::{Kind, Tensor};
 
 use super::{Algorithm, Data, Graph, Method, RewardUse, Round, Scene, Settings};
@@ -22,12 +21,10 @@ pub(super) const METHOD: Method = Method {
     name: "denoising",
     title: "the supervised loss on pictures, without a reward",
     reward: RewardUse::None,
-    data: Data::Pictures,
-    guidance_scale: 7.5,
-    eta: 0.0,
-    negative_branch_gradient: true,
+    data: &[Data::Pictures],
     reads: &["images", "vae_steps", "snr_gamma", "prompt_dropout"],
     build: |settings| Box::new(Denoising { snr_gamma: settings.snr_gamma, prompt_dropout: settings.prompt_dropout }),
+    ..Method::BACKPROP
 };
 
 /// The supervised method: pictures, noised to a random level, are predicted.
@@ -39,8 +36,8 @@ pub struct Denoising {
 }
 
 impl Algorithm for Denoising {
-    fn graph(&self, _: &Settings) -> Graph {
-        Graph { predictions: 1, decoded: 0 }
+    fn graph(&self, settings: &Settings) -> Graph {
+        Graph { items: settings.batch_size, predictions: 1, decoded: 0, guided: false }
     }
 
     fn round<'a>(&'a mut self, scene: &'a Scene<'a>, _: usize) -> Result<Box<dyn Round + 'a>> {
@@ -48,12 +45,12 @@ impl Algorithm for Denoising {
     }
 
     /// Each row of `scene` at noise and noise levels that are always the same, with its prompt.
-    fn watched_loss(&self, scene: &Scene) -> Result<Option<f64>> {
+    fn watched(&self, scene: &Scene) -> Result<Vec<(&'static str, f64)>> {
         let whole = Self { prompt_dropout: 0.0, ..*self };
         let pass = Pass { method: &whole, scene };
         let one = |row: usize| Ok(tch::no_grad(|| pass.loss(0, row..row + 1))?.loss.double_value(&[]));
         let losses = (0..scene.items.len()).map(one).collect::<Result<Vec<f64>>>()?;
-        Ok((!losses.is_empty()).then(|| reward::statistics::mean(&losses)))
+        Ok((!losses.is_empty()).then(|| ("held_out_loss", reward::statistics::mean(&losses))).into_iter().collect())
     }
 }
 
@@ -64,35 +61,32 @@ struct Pass<'a> {
 }
 
 impl Round for Pass<'_> {
+    fn items(&self, _: usize) -> usize {
+        self.scene.items.len()
+    }
+
     fn loss(&self, _: usize, images: Range<usize>) -> Result<Loss> {
         let Scene { policy, objective, pictures, embeddings, .. } = self.scene;
         let (rows, seeds) = (&self.scene.items[images.clone()], &self.scene.seeds[images]);
         let (vae, device) = (objective.vae, policy.negative.device());
-        let (latents, noise) = tch::no_grad(|| -> Result<_> {
+        let latents = tch::no_grad(|| -> Result<_> {
             let (mean, log_variance) = vae.encode(&pictures.pixels(rows, device)?);
-            let shape = [mean.size()[1], mean.size()[2], mean.size()[3]];
-            let draw = |stream| noise::named(seeds, stream, shape).to_device(device);
-            let latents = (mean + (log_variance * 0.5).exp() * draw(Stream::Posterior)) * vae.config.scaling_factor;
+            let noise = self.scene.noise(seeds, Stream::Posterior);
+            let latents = (mean + (log_variance * 0.5).exp() * noise) * vae.config.scaling_factor;
             // A frozen VAE computes channels last and hands that on, a UNet whose weights train does not: its GroupNorms
             // would take several times as long.
-            Ok((latents.contiguous(), draw(Stream::Noise)))
+            Ok(latents.contiguous())
         })?;
-        let steps = policy.schedule.alphas_cumprod().len() as i64;
-        let level = |seed: &u64| noise::stream(*seed, Stream::Timestep).random_range(0..steps);
-        let timesteps: Vec<i64> = seeds.iter().map(level).collect();
-        let prompt = |(row, seed): (&usize, &u64)| {
-            let left_out = noise::stream(*seed, Stream::Dropout).random::<f64>() < self.method.prompt_dropout;
-            if left_out { String::new() } else { pictures.prompt(*row).to_owned() }
-        };
-        let prompts: Vec<String> = rows.iter().zip(seeds).map(prompt).collect();
+        let prompts = rows.iter().map(|row| pictures.prompt(*row));
+        let prompts = noise::with_dropout(prompts, seeds, self.method.prompt_dropout);
         let noised = Noised {
             latents: &latents,
-            noise: &noise,
-            timesteps: &Tensor::from_slice(&timesteps).to_device(device),
+            noise: &self.scene.noise(seeds, Stream::Noise),
+            timesteps: &self.scene.levels(seeds, Stream::Timestep),
             prompts: &embeddings.of(&prompts),
         };
         let losses = losses(policy.unet, &policy.schedule, policy.prediction, &noised, self.method.snr_gamma);
-        Ok(Loss { loss: losses.mean(Kind::Float), rewards: Vec::new() })
+        Ok(Loss::new(losses.mean(Kind::Float)))
     }
 }
 

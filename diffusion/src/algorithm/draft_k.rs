@@ -6,20 +6,16 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::{Backprop, Data, Method, RewardUse};
+use super::{Backprop, Method};
 use crate::policy::{End, Plan};
 
 /// The method as users name it.
 pub(super) const METHOD: Method = Method {
     name: "draft-k",
     title: "the last K sampling steps train",
-    reward: RewardUse::Gradient,
-    data: Data::Prompts,
-    guidance_scale: 7.5,
-    eta: 0.0,
-    negative_branch_gradient: true,
     reads: &["truncation_steps"],
     build: |settings| Box::new(DraftK { k: settings.truncation_steps.unwrap_or(1) }),
+    ..Method::BACKPROP
 };
 
 /// The last `k` of the sampling steps train; `k` = steps is the whole gradient.

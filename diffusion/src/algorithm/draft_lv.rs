@@ -7,7 +7,7 @@
 use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
-use super::{Backprop, Data, DraftK, Method, RewardUse};
+use super::{Backprop, DraftK, Method};
 use crate::{
     noise::Stream,
     policy::{Batch, Plan, Policy, Unrolled},
@@ -17,13 +17,9 @@ use crate::{
 pub(super) const METHOD: Method = Method {
     name: "draft-lv",
     title: "the last step trains, on an image and noisy copies of it",
-    reward: RewardUse::Gradient,
-    data: Data::Prompts,
-    guidance_scale: 7.5,
-    eta: 0.0,
-    negative_branch_gradient: true,
     reads: &["copies"],
     build: |settings| Box::new(DraftLv { copies: settings.copies }),
+    ..Method::BACKPROP
 };
 
 /// The last step trains, on 1 + `copies` noisy versions of the image.

@@ -10,20 +10,18 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Backprop, Data, Method, RewardUse};
+use super::{Backprop, Method};
 use crate::policy::{End, Plan};
 
 /// The method as users name it.
 pub(super) const METHOD: Method = Method {
     name: "drtune",
     title: "K steps train, the UNet's input detached",
-    reward: RewardUse::Gradient,
-    data: Data::Prompts,
     guidance_scale: 3.5,
-    eta: 0.0,
     negative_branch_gradient: false,
     reads: &["truncation_steps"],
     build: |settings| Box::new(DrTune { k: settings.truncation_steps.unwrap_or(3).min(settings.sample_steps) }),
+    ..Method::BACKPROP
 };
 
 /// `k` equally spaced steps train.

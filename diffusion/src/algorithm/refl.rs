@@ -9,20 +9,17 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Backprop, Data, Method, RewardUse};
+use super::{Backprop, Method};
 use crate::policy::{End, Plan};
 
 /// The method as users name it.
 pub(super) const METHOD: Method = Method {
     name: "refl",
     title: "one late step trains, its predicted image is scored",
-    reward: RewardUse::Gradient,
-    data: Data::Prompts,
     guidance_scale: 1.0,
     eta: 1.0,
-    negative_branch_gradient: true,
-    reads: &[],
     build: |_| Box::new(Refl),
+    ..Method::BACKPROP
 };
 
 /// One of the last quarter of the steps trains.

@@ -2,8 +2,13 @@
 
 use std::ops::Range;
 
+use rand::RngExt;
+use tch::Tensor;
+
 use crate::{
+    conditioning::Conditioning,
     micro_batches::MicroBatches,
+    noise::{self, Stream},
     objective::Objective,
     pictures::Pictures,
     policy::{Batch, Policy},
@@ -32,6 +37,8 @@ pub struct Scene<'a> {
     pub items: Vec<usize>,
     /// The effective seed of each image.
     pub seeds: Vec<u64>,
+    /// Images in turn that share a prompt.
+    pub group: usize,
 }
 
 impl Scene<'_> {
@@ -40,5 +47,29 @@ impl Scene<'_> {
         let prompts: Vec<String> = self.items[images.clone()].iter().map(|item| self.prompts[*item].clone()).collect();
         let conditioning = self.embeddings.of(&prompts);
         Batch::new(prompts, conditioning, self.seeds[images].to_vec(), self.latents)
+    }
+
+    /// The prompts of all images.
+    pub fn conditioning(&self) -> Conditioning {
+        let prompts: Vec<String> = self.items.iter().map(|item| self.prompts[*item].clone()).collect();
+        self.embeddings.of(&prompts)
+    }
+
+    /// The seed of the first image in the group of each of `images`.
+    pub fn first_seeds(&self, images: Range<usize>) -> Vec<u64> {
+        images.map(|image| self.seeds[image.div_euclid(self.group) * self.group]).collect()
+    }
+
+    /// The noise `stream` of some images by their seeds, `[N, C, h, w]` on the device, of unit variance.
+    pub fn noise(&self, seeds: &[u64], stream: Stream) -> Tensor {
+        noise::named(seeds, stream, self.latents).to_device(self.policy.negative.device())
+    }
+
+    /// A training step of the forward process for each seed, all equally likely, `[N]` int64 on the device.
+    pub fn levels(&self, seeds: &[u64], stream: Stream) -> Tensor {
+        let steps = self.policy.schedule.alphas_cumprod().len() as i64;
+        let level = |seed: &u64| noise::stream(*seed, stream).random_range(0..steps);
+        let levels: Vec<i64> = seeds.iter().map(level).collect();
+        Tensor::from_slice(&levels).to_device(self.policy.negative.device())
     }
 }

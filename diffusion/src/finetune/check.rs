@@ -5,7 +5,7 @@ use std::fmt;
 use super::config::{FinetuneConfig, Train};
 use crate::{
     Error, Result,
-    algorithm::{self, Method},
+    algorithm::{self, Data, Method, RewardUse, Samplers},
 };
 
 /// Far more steps or images than a run has, and few enough to plan for in memory.
@@ -20,6 +20,8 @@ enum Want {
     Several,
     UpTo(&'static str, usize),
     DivisorOf(&'static str, usize),
+    MultipleOf(&'static str, usize),
+    Part,
     Side,
     Positive,
     NotNegative,
@@ -36,6 +38,8 @@ impl Want {
             Self::Several => value >= 2.0 && counts(MOST),
             Self::UpTo(_, most) => counts(most),
             Self::DivisorOf(_, number) => counts(number) && number.is_multiple_of(value as usize),
+            Self::MultipleOf(_, number) => number > 0 && (value as usize).is_multiple_of(number),
+            Self::Part => value > 0.0 && value <= 1.0,
             Self::Side => value >= 8.0 && counts(LONGEST_SIDE),
             Self::Positive => value > 0.0 && value.is_finite(),
             Self::NotNegative => value >= 0.0 && value.is_finite(),
@@ -53,6 +57,8 @@ impl fmt::Display for Want {
             Self::Several => formatter.write_str("at least 2, to tell a change from noise"),
             Self::UpTo(name, most) => write!(formatter, "1 to {name}, {most}"),
             Self::DivisorOf(name, number) => write!(formatter, "a divisor of {name}, {number}"),
+            Self::MultipleOf(name, number) => write!(formatter, "a multiple of {name}, {number}"),
+            Self::Part => formatter.write_str("above 0, up to 1"),
             Self::Side => write!(formatter, "8 to {LONGEST_SIDE}"),
             Self::Positive => formatter.write_str("a positive number"),
             Self::NotNegative => formatter.write_str("a number that is not negative"),
@@ -93,21 +99,20 @@ impl FinetuneConfig {
             (None, Some(_)) => return Err(Error::usage("clip is set: only the reward `aesthetic` stands on it")),
             _ => {}
         }
-        if self.on_pictures() {
-            if self.images.is_none() {
-                return Err(missing("images", "a table of images and prompts"));
-            }
-        } else if self.prompts.is_none() {
-            return Err(missing("prompts", "a file of prompts to train on"));
-        }
+        let Some(data) = self.data() else {
+            let [first, others @ ..] = method.data else { return Ok(()) };
+            let or = others.iter().map(|other| format!(", or {}: {}", other.setting(), described(*other)));
+            return Err(missing(first.setting(), &format!("{}{}", described(*first), or.collect::<String>())));
+        };
         if self.rewarded() {
             if self.reward.is_empty() {
                 return Err(missing("reward", "the model whose score is to rise: [NAME=]PATH[@WEIGHT]"));
             }
         } else if !self.reward.is_empty() && self.held_out_prompts.is_none() {
-            return Err(missing("held_out_prompts", &format!("with {method}, rewards only watch held-out prompts")));
+            let text = format!("with {method} on {}, rewards only watch held-out prompts", data.setting());
+            return Err(missing("held_out_prompts", &text));
         }
-        self.check_used(method)?;
+        self.check_used(method, data)?;
         for (name, value, want) in self.values() {
             if let Some(value) = value.filter(|value| !want.holds(*value)) {
                 return Err(Error::usage(format!("{name} = {value}: want {want}")));
@@ -129,6 +134,7 @@ impl FinetuneConfig {
     fn values(&self) -> Vec<(&'static str, Option<f64>, Want)> {
         let count = |value: usize| Some(value as f64);
         let watching = self.held_out_prompts.is_some();
+        let updates = self.inner_epochs.saturating_mul(self.minibatches);
         vec![
             ("train_steps", count(self.train_steps), Want::Count),
             ("sample_steps", count(self.sample_steps), Want::Count),
@@ -137,7 +143,12 @@ impl FinetuneConfig {
             ("copies", count(self.copies), Want::Count),
             ("held_out_images", count(self.held_out_images), if watching { Want::Several } else { Want::Count }),
             ("scale_images", count(self.scale_images), Want::Several),
-            ("images_per_prompt", count(self.images_per_prompt), Want::DivisorOf("batch_size", self.batch_size)),
+            ("images_per_prompt", self.images_per_prompt.and_then(count), Want::DivisorOf("batch_size", self.batch_size)),
+            ("inner_epochs", count(self.inner_epochs), Want::Count),
+            ("minibatches", count(self.minibatches), Want::DivisorOf("batch_size", self.batch_size)),
+            ("train_steps", count(self.train_steps), Want::MultipleOf("inner_epochs × minibatches", updates)),
+            ("buffer_size", count(self.buffer_size), Want::Count),
+            ("buffer_min_count", count(self.buffer_min_count), Want::UpTo("buffer_size", self.buffer_size)),
             ("truncation_steps", self.truncation_steps.and_then(count), Want::UpTo("sample_steps", self.sample_steps)),
             ("gradient_accumulation", self.gradient_accumulation.and_then(count), Want::UpTo("batch_size", self.batch_size)),
             ("stop_after_falls", self.stop_after_falls.and_then(count), Want::Count),
@@ -147,6 +158,13 @@ impl FinetuneConfig {
             ("vae_learning_rate", Some(self.vae_learning_rate), Want::Positive),
             ("loss_scale", Some(self.loss_scale), Want::Positive),
             ("lora_alpha", self.lora_alpha, Want::Positive),
+            ("clip_range", Some(self.clip_range), Want::Positive),
+            ("advantage_clip", Some(self.advantage_clip), Want::Positive),
+            ("beta", self.beta, Want::Positive),
+            ("temperature", Some(self.temperature), Want::Positive),
+            ("kl", self.kl, Want::NotNegative),
+            ("timestep_fraction", Some(self.timestep_fraction), Want::Part),
+            ("liked_share", Some(self.liked_share), Want::Part),
             ("snr_gamma", self.snr_gamma, Want::Positive),
             ("weight_decay", Some(self.weight_decay), Want::NotNegative),
             ("clip_norm", Some(self.clip_norm), Want::NotNegative),
@@ -162,52 +180,108 @@ impl FinetuneConfig {
     }
 
     /// Refuses settings that `method` would not look at.
-    fn check_used(&self, method: &Method) -> Result<()> {
+    fn check_used(&self, method: &Method, data: Data) -> Result<()> {
         let default = Self::default();
-        for (name, set) in [
-            ("images", self.images.is_some()),
+        let unused = |name: &str, why: &str| {
+            Err(Error::usage(format!("{name} is set, but {why}, this is `{method}`")).hint("leave it out"))
+        };
+        let these = |is: &dyn Fn(&Method) -> bool| {
+            let methods = algorithm::ALL.into_iter().filter(|method| is(method));
+            methods.map(|method| format!("`{method}`")).collect::<Vec<_>>().join(" or ")
+        };
+        for (kind, set) in [
+            (Data::Prompts, self.prompts.is_some()),
+            (Data::Pictures, self.images.is_some()),
+            (Data::Triplets, !self.training_file.is_empty()),
+            (Data::Labels, self.labels.is_some()),
+        ] {
+            if set && !method.data.contains(&kind) {
+                return unused(
+                    kind.setting(),
+                    &format!("only {} has it", these(&|method| method.data.contains(&kind))),
+                );
+            }
+            if set && kind != data {
+                return unused(kind.setting(), &format!("{} says what to train on", data.setting()));
+            }
+        }
+        #[rustfmt::skip]
+        let by_method = [
+            ("image_root", self.image_root.is_some()),
             ("vae_steps", self.vae_steps > 0),
             ("snr_gamma", self.snr_gamma.is_some()),
             ("prompt_dropout", self.prompt_dropout != default.prompt_dropout),
             ("truncation_steps", self.truncation_steps.is_some()),
             ("copies", self.copies != default.copies),
-        ] {
+            ("scheduler", self.scheduler != default.scheduler),
+            ("inner_epochs", self.inner_epochs != default.inner_epochs),
+            ("minibatches", self.minibatches != default.minibatches),
+            ("clip_range", self.clip_range != default.clip_range),
+            ("advantage_clip", self.advantage_clip != default.advantage_clip),
+            ("kl", self.kl.is_some()),
+            ("buffer_size", self.buffer_size != default.buffer_size),
+            ("buffer_min_count", self.buffer_min_count != default.buffer_min_count),
+            ("same_noise", self.same_noise),
+            ("timestep_fraction", self.timestep_fraction != default.timestep_fraction),
+            ("deviation", self.deviation != default.deviation),
+            ("reward_combination", self.reward_combination != default.reward_combination),
+            ("beta", self.beta.is_some()),
+            ("temperature", self.temperature != default.temperature),
+            ("preference_loss", self.preference_loss != default.preference_loss),
+            ("utility", self.utility != default.utility),
+            ("liked_share", self.liked_share != default.liked_share),
+            ("reference_every", self.reference_every > 0),
+        ];
+        for (name, set) in by_method {
             if set && !method.reads.contains(&name) {
-                let readers = algorithm::ALL.into_iter().filter(|method| method.reads.contains(&name));
-                let readers: Vec<String> = readers.map(|method| format!("`{method}`")).collect();
-                let text = format!("{name} is set, but only {} has it, this is `{method}`", readers.join(" or "));
-                return Err(Error::usage(text).hint("leave it out"));
+                return unused(name, &format!("only {} has it", these(&|method| method.reads.contains(&name))));
             }
         }
-        let lora = self.train == Train::Lora;
-        let new_adapters = lora && self.lora.is_empty();
-        let (prompted, own) = (!self.on_pictures(), !self.rewarded());
-        let needs = |what: &str| format!("only {what} has it, this is `{method}`");
-        let rewarded = || needs("a method with a reward");
-        let adapters = || "only new adapters have it".to_owned();
-        for (name, set, used, why) in [
-            ("prompts", self.prompts.is_some(), prompted, needs("a method that makes images")),
-            ("anchor", self.anchor > 0.0, !own, rewarded()),
-            ("shaping", self.shaping != default.shaping, !own, rewarded()),
-            ("pixel_noise", self.pixel_noise > 0.0, !own, rewarded()),
-            ("weight_noise", self.weight_noise > 0.0, !own, rewarded()),
-            ("images_per_prompt", self.images_per_prompt > 1, !own, rewarded()),
-            ("negative_branch_gradient", self.negative_branch_gradient.is_some(), !own, rewarded()),
-            ("lora_rank", self.lora_rank != default.lora_rank, new_adapters, adapters()),
-            ("lora_alpha", self.lora_alpha.is_some(), new_adapters, adapters()),
-            ("lora_targets", self.lora_targets != default.lora_targets, new_adapters, adapters()),
-            (
-                "stop_after_falls",
-                self.stop_after_falls.is_some(),
-                self.held_out_prompts.is_some() && !self.reward.is_empty(),
-                "there are no held_out_prompts to watch".to_owned(),
-            ),
-        ] {
+        let new_adapters = self.train == Train::Lora && self.lora.is_empty();
+        let gradient = method.reward == RewardUse::Gradient;
+        let (of_gradient, of_own) =
+            ("only a method that follows a reward's gradient has it", "only own images are made");
+        let guided = gradient || method.samplers == Samplers::Stochastic;
+        let watching = self.held_out_prompts.is_some() && !self.reward.is_empty();
+        #[rustfmt::skip]
+        let others = [
+            ("anchor", self.anchor > 0.0, gradient, of_gradient),
+            ("shaping", self.shaping != default.shaping, gradient, of_gradient),
+            ("pixel_noise", self.pixel_noise > 0.0, gradient, of_gradient),
+            ("weight_noise", self.weight_noise > 0.0, gradient, of_gradient),
+            ("negative_branch_gradient", self.negative_branch_gradient.is_some(), guided, "its loss is not guided"),
+            ("images_per_prompt", self.images_per_prompt.is_some(), self.rewarded(), of_own),
+            ("lora_rank", self.lora_rank != default.lora_rank, new_adapters, "only new adapters have it"),
+            ("lora_alpha", self.lora_alpha.is_some(), new_adapters, "only new adapters have it"),
+            ("lora_targets", self.lora_targets != default.lora_targets, new_adapters, "only new adapters have it"),
+            ("stop_after_falls", self.stop_after_falls.is_some(), watching, "there are no held_out_prompts to watch"),
+        ];
+        for (name, set, used, why) in others {
             if set && !used {
-                return Err(Error::usage(format!("{name} is set, but {why}")).hint("leave it out"));
+                return unused(name, why);
             }
+        }
+        if self.rewarded() && method.grouped && self.group() < 2 {
+            let text = format!("`{method}` compares images of one prompt: want at least two of each");
+            return Err(Error::usage(text).hint("a larger batch_size, or images_per_prompt"));
+        }
+        let (_, eta, _) = self.sampling();
+        if method.samplers == Samplers::Stochastic && eta == 0.0 {
+            let text =
+                format!("eta = 0: `{method}` needs the probability of each step, and a step without noise has none");
+            return Err(Error::usage(text).hint("leave it out for eta 1"));
         }
         Ok(())
+    }
+}
+
+/// What a file of training data is.
+fn described(data: Data) -> &'static str {
+    match data {
+        Data::Prompts => "a file of prompts to train on",
+        Data::Pictures => "a table of images and prompts",
+        Data::Triplets => "triplets of a prompt, a preferred picture and another",
+        Data::Labels => "a table of pictures that people liked or did not",
     }
 }
 
@@ -243,7 +317,7 @@ mod tests {
             ("snr_gamma is set", FinetuneConfig { snr_gamma: Some(5.0), ..complete() }),
             ("images is set", FinetuneConfig { images: Some("x.csv".into()), ..complete() }),
             ("batch_size", FinetuneConfig { batch_size: 0, ..complete() }),
-            ("images_per_prompt", FinetuneConfig { images_per_prompt: 3, ..complete() }),
+            ("images_per_prompt", FinetuneConfig { images_per_prompt: Some(3), ..complete() }),
             ("gradient_accumulation", FinetuneConfig { gradient_accumulation: Some(5), ..complete() }),
             ("truncation_steps", FinetuneConfig { truncation_steps: Some(51), ..complete() }),
             ("learning_rate", FinetuneConfig { learning_rate: -1.0, ..complete() }),

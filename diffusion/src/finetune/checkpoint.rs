@@ -114,7 +114,7 @@ pub(super) fn write(
         }
         let state = update.adam.state().map(|(name, tensor)| saved(&name, tensor));
         tensor_file(&optimizer, state.collect(), Default::default())?;
-        write_state(partial, method)?;
+        write_state(partial, method, update.trained())?;
         if let Some(lora) = adapters(models) {
             lora::diffusers(&partial.join("pytorch_lora_weights.safetensors"), &lora)?;
         }
@@ -143,12 +143,12 @@ pub(super) fn load(folder: &Path, update: &mut Update, method: &mut dyn Algorith
     }
     let file = TensorFile::open(&optimizer)?;
     update.adam.set_state(|name, shape| read(&file, name, shape))?;
-    load_state(folder, method)
+    load_state(folder, method, update.trained())
 }
 
 /// Writes the state of a method that has any into `folder`.
-fn write_state(folder: &Path, method: &dyn Algorithm) -> Result<()> {
-    let state = method.state();
+fn write_state(folder: &Path, method: &dyn Algorithm, trained: &[(String, Tensor)]) -> Result<()> {
+    let state = method.state(trained);
     if state.is_empty() {
         return Ok(());
     }
@@ -158,13 +158,13 @@ fn write_state(folder: &Path, method: &dyn Algorithm) -> Result<()> {
 }
 
 /// Gives a method the state that [`write_state`] wrote. One that had none when it was saved begins as new.
-fn load_state(folder: &Path, method: &mut dyn Algorithm) -> Result<()> {
+fn load_state(folder: &Path, method: &mut dyn Algorithm, trained: &[(String, Tensor)]) -> Result<()> {
     let path = folder.join(METHOD);
     if !path.is_file() {
         return Ok(());
     }
     let file = TensorFile::open(&path)?;
-    method.set_state(&|name, shape| read(&file, name, shape))
+    method.set_state(trained, &|name, shape| read(&file, name, shape))
 }
 
 /// Sets what trains to the values in file `path`.
@@ -276,7 +276,7 @@ fn model(path: &Path, source: &Source, models: &Models) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::algorithm::{Graph, Round, Scene, Settings};
+    use crate::algorithm::{Graph, ReadTensor, Round, Scene, Settings};
 
     /// A method that remembers a running mean, once it has seen something.
     #[derive(Default)]
@@ -284,18 +284,18 @@ mod tests {
 
     impl Algorithm for Remembers {
         fn graph(&self, _: &Settings) -> Graph {
-            Graph { predictions: 0, decoded: 0 }
+            Graph { items: 1, predictions: 0, decoded: 0, guided: false }
         }
 
         fn round<'a>(&'a mut self, _: &'a Scene<'a>, _: usize) -> Result<Box<dyn Round + 'a>> {
             Err(Error::data("makes no rounds"))
         }
 
-        fn state(&self) -> Vec<(String, Tensor)> {
+        fn state(&self, _: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
             self.0.iter().map(|mean| ("mean".to_owned(), mean.shallow_clone())).collect()
         }
 
-        fn set_state(&mut self, read: &dyn Fn(&str, &[i64]) -> Result<Tensor>) -> Result<()> {
+        fn set_state(&mut self, _: &[(String, Tensor)], read: &ReadTensor) -> Result<()> {
             self.0 = Some(read("mean", &[2])?);
             Ok(())
         }
@@ -306,15 +306,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut resumed = Remembers::default();
         // Nothing was remembered yet: nothing is written, and the method begins as new.
-        write_state(folder.path(), &resumed).unwrap();
-        load_state(folder.path(), &mut resumed).unwrap();
+        write_state(folder.path(), &resumed, &[]).unwrap();
+        load_state(folder.path(), &mut resumed, &[]).unwrap();
         assert!(resumed.0.is_none() && !folder.path().join(METHOD).exists());
         let mean = Tensor::from_slice(&[0.5_f32, -2.0]);
-        write_state(folder.path(), &Remembers(Some(mean.shallow_clone()))).unwrap();
-        load_state(folder.path(), &mut resumed).unwrap();
+        write_state(folder.path(), &Remembers(Some(mean.shallow_clone())), &[]).unwrap();
+        load_state(folder.path(), &mut resumed, &[]).unwrap();
         assert_eq!(resumed.0.unwrap(), mean);
         let diverged = Remembers(Some(&mean * f64::NAN));
-        let error = write_state(folder.path(), &diverged).unwrap_err().to_string();
+        let error = write_state(folder.path(), &diverged, &[]).unwrap_err().to_string();
         assert!(error.starts_with("`mean` is not finite any more"), "{error}");
     }
 }

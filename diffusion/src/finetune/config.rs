@@ -13,9 +13,12 @@ use reward::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    advantage::Deviation,
     algorithm::{self, Data, Method, MethodName, RewardUse},
     lora::{LoraSpec, one_or_several},
     objective::Shaping,
+    preference::{PreferenceLoss, Utility},
+    schedule::SamplerName,
 };
 
 closed_set! {
@@ -35,6 +38,16 @@ closed_set! {
         Standardised = "standardised",
         /// As the reward gives it.
         Raw = "raw",
+    }
+}
+
+closed_set! {
+    /// How several rewards become one.
+    pub enum RewardCombination: "reward combination" {
+        /// Their weighted sum, each in its own unit.
+        Sum = "sum",
+        /// Each normalised within its group, then added, then normalised over the batch (GDPO).
+        Group = "group",
     }
 }
 
@@ -76,6 +89,12 @@ pub struct FinetuneConfig {
     pub held_out_images: usize,
     /// For `denoising`: a table of images and prompts (`prompt`, `path`: parquet, CSV or JSON lines).
     pub images: Option<PathBuf>,
+    /// For `dpo` and `kto`: the reward trainer's triplets (paths, globs, folders of parquet files).
+    pub training_file: Vec<String>,
+    /// For `kto`: a table of pictures that people liked or did not (`prompt`, `path`, `liked`, and `weight` if there is one).
+    pub labels: Option<PathBuf>,
+    /// Where relative paths of `training_file` and `labels` start; absent: at each table's own folder.
+    pub image_root: Option<PathBuf>,
     /// Receives adapters or weights, checkpoints, samples and metrics.
     pub output: Option<PathBuf>,
     /// Optimizer steps.
@@ -86,6 +105,8 @@ pub struct FinetuneConfig {
     pub guidance_scale: Option<f64>,
     /// DDIM's noise, 0..=1; absent: the method's.
     pub eta: Option<f64>,
+    /// The sampler of roll-outs and held-out images; methods that look into its steps take `ddim` alone.
+    pub scheduler: SamplerName,
     /// Takes the place of the empty prompt in guidance.
     pub negative_prompt: String,
     /// In pixels; absent: the model's.
@@ -94,8 +115,9 @@ pub struct FinetuneConfig {
     pub width: Option<usize>,
     /// Images of one optimizer step.
     pub batch_size: usize,
-    /// How many of them share a prompt.
-    pub images_per_prompt: usize,
+    /// How many of them share a prompt; absent: 1 or, where a method compares images of one prompt, the largest divisor of the
+    /// batch size up to 8.
+    pub images_per_prompt: Option<usize>,
     /// Micro-batches that one batch is split into; absent: as the memory planner finds.
     pub gradient_accumulation: Option<usize>,
     /// Learning rate after the warm-up.
@@ -143,8 +165,42 @@ pub struct FinetuneConfig {
     pub vae_steps: usize,
     /// Learning rate of those, with `schedule` and `warmup_steps` as the other.
     pub vae_learning_rate: f64,
-    /// For `denoising`: share of images whose prompt is left out, so that guidance works.
+    /// Share of pictures whose prompt is left out, so that guidance works: `denoising`, `dpo`, `kto`.
     pub prompt_dropout: f64,
+    /// Passes over a roll-out.
+    pub inner_epochs: usize,
+    /// Optimizer steps of a pass.
+    pub minibatches: usize,
+    /// How far a probability ratio counts, beside 1: `ddpo`, `grpo`.
+    pub clip_range: f64,
+    /// How far an advantage counts: `ddpo`, `grpo`, `nft`.
+    pub advantage_clip: f64,
+    /// Factor on the distance from the base model: `ddpo`, `grpo`, `nft`; absent: the method's.
+    pub kl: Option<f64>,
+    /// For `ddpo`: rewards that are remembered of each prompt.
+    pub buffer_size: usize,
+    /// For `ddpo`: the fewest of them that an image is judged by.
+    pub buffer_min_count: usize,
+    /// For `grpo`: images of a group begin with the same noise.
+    pub same_noise: bool,
+    /// Share of the sampling steps that train: `ddpo`, `grpo`, `nft`.
+    pub timestep_fraction: f64,
+    /// Whose deviation advantages are divided by: `grpo`, `nft`.
+    pub deviation: Deviation,
+    /// How several rewards become one: `grpo` and `nft` take either.
+    pub reward_combination: RewardCombination,
+    /// Strength of the comparison with a reference: `nft`, `dpo`, `kto`; absent: the method's.
+    pub beta: Option<f64>,
+    /// τ of `rwr`.
+    pub temperature: f64,
+    /// How a preference becomes a loss: `dpo`.
+    pub preference_loss: PreferenceLoss,
+    /// How a like becomes a loss: `kto`.
+    pub utility: Utility,
+    /// Share of a batch that people liked: `kto`.
+    pub liked_share: f64,
+    /// For `dpo` on own images: optimizer steps after which the reference becomes the model; 0: never.
+    pub reference_every: usize,
     /// Decay of a running mean of what trains, which is evaluated and saved; absent: none.
     pub ema_decay: Option<f64>,
     /// Whether activations are computed again in the backward pass.
@@ -185,16 +241,20 @@ impl Default for FinetuneConfig {
             held_out_prompts: None,
             held_out_images: 16,
             images: None,
+            training_file: Vec::new(),
+            labels: None,
+            image_root: None,
             output: None,
             train_steps: 200,
             sample_steps: 50,
             guidance_scale: None,
             eta: None,
+            scheduler: SamplerName::Ddim,
             negative_prompt: String::new(),
             height: None,
             width: None,
             batch_size: 4,
-            images_per_prompt: 1,
+            images_per_prompt: None,
             gradient_accumulation: None,
             learning_rate: 1e-4,
             weight_decay: 0.0,
@@ -219,6 +279,23 @@ impl Default for FinetuneConfig {
             vae_steps: 0,
             vae_learning_rate: 1e-3,
             prompt_dropout: 0.1,
+            inner_epochs: 1,
+            minibatches: 1,
+            clip_range: 1e-4,
+            advantage_clip: 5.0,
+            kl: None,
+            buffer_size: 32,
+            buffer_min_count: 16,
+            same_noise: false,
+            timestep_fraction: 1.0,
+            deviation: Deviation::Batch,
+            reward_combination: RewardCombination::Sum,
+            beta: None,
+            temperature: 0.2,
+            preference_loss: PreferenceLoss::Sigmoid,
+            utility: Utility::Sigmoid,
+            liked_share: 0.8,
+            reference_every: 0,
             ema_decay: None,
             gradient_checkpointing: Checkpointing::Auto,
             precision: None,
@@ -253,30 +330,70 @@ impl FinetuneConfig {
         self.algorithm.map(|MethodName(method)| method)
     }
 
+    /// What the method trains on: the first kind of data that it takes and that is given.
+    pub(super) fn data(&self) -> Option<Data> {
+        let given = |data: &Data| match data {
+            Data::Prompts => self.prompts.is_some(),
+            Data::Pictures => self.images.is_some(),
+            Data::Triplets => !self.training_file.is_empty(),
+            Data::Labels => self.labels.is_some(),
+        };
+        self.method()?.data.iter().copied().find(given)
+    }
+
     /// Whether the method trains on pictures.
     pub(super) fn on_pictures(&self) -> bool {
-        self.method().is_some_and(|method| method.data == Data::Pictures)
+        self.data().is_some_and(|data| data != Data::Prompts)
     }
 
     /// Whether the method follows rewards.
     pub(super) fn rewarded(&self) -> bool {
-        self.method().is_some_and(|method| method.reward != RewardUse::None)
+        self.method().is_some_and(|method| method.reward != RewardUse::None) && !self.on_pictures()
     }
 
-    /// The hyper-parameters of the method.
-    pub(super) fn settings(&self) -> algorithm::Settings {
+    /// Images of one prompt in a batch.
+    pub(super) fn group(&self) -> usize {
+        let grouped = self.rewarded() && self.method().is_some_and(|method| method.grouped);
+        let largest = || (1..=self.batch_size.min(8)).rev().find(|size| self.batch_size.is_multiple_of(*size));
+        self.images_per_prompt.unwrap_or_else(|| if grouped { largest().unwrap_or(1) } else { 1 })
+    }
+
+    /// The hyper-parameters of the method, for a run of so many distinct prompts.
+    pub(super) fn settings(&self, prompts: usize) -> algorithm::Settings {
+        let (kl, beta) = self.method().map_or((0.0, 1.0), |method| (method.kl, method.beta));
         algorithm::Settings {
             sample_steps: self.sample_steps,
+            batch_size: self.batch_size,
+            group: self.group(),
+            prompts,
             truncation_steps: self.truncation_steps,
             copies: self.copies,
             snr_gamma: self.snr_gamma,
             prompt_dropout: self.prompt_dropout,
+            inner_epochs: self.inner_epochs,
+            minibatches: self.minibatches,
+            clip_range: self.clip_range,
+            advantage_clip: self.advantage_clip,
+            kl: self.kl.unwrap_or(kl),
+            buffer_size: self.buffer_size,
+            buffer_min_count: self.buffer_min_count,
+            same_noise: self.same_noise,
+            timestep_fraction: self.timestep_fraction,
+            deviation: self.deviation,
+            combine_groups: self.reward_combination == RewardCombination::Group,
+            beta: self.beta.unwrap_or(beta),
+            temperature: self.temperature,
+            preference_loss: self.preference_loss,
+            utility: self.utility,
+            reference_every: self.reference_every,
         }
     }
 
     /// Whether anything asks what the model was before training.
     pub(super) fn watches_base(&self) -> bool {
-        self.anchor > 0.0 || self.held_out_prompts.is_some() || self.rewarded()
+        let settings = self.settings(0);
+        let compared = self.data().is_some_and(|data| matches!(data, Data::Triplets | Data::Labels));
+        self.anchor > 0.0 || self.held_out_prompts.is_some() || self.rewarded() || compared || settings.kl > 0.0
     }
 
     /// Guidance scale, eta and whether the unconditional branch has gradients: what was said, or else as published.
@@ -310,6 +427,9 @@ impl FinetuneConfig {
             prompts: given(&self.prompts),
             held_out_prompts: given(&self.held_out_prompts),
             images: given(&self.images),
+            training_file: self.training_file.iter().map(|_| String::new()).collect(),
+            labels: given(&self.labels),
+            image_root: given(&self.image_root),
             lora: self.lora.iter().map(|spec| LoraSpec { path: PathBuf::new(), ..spec.clone() }).collect(),
             ..self.clone()
         }

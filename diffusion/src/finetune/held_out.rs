@@ -43,6 +43,8 @@ pub(super) struct Snapshot {
     measures: BTreeMap<String, Vec<f64>>,
     /// Distance of ε from the base model's at a few noise levels.
     drift: f64,
+    /// Norm of ε in units of the base model's: reward hacking inflates it.
+    norm_ratio: f64,
 }
 
 /// Tuned images against base images.
@@ -82,23 +84,25 @@ impl HeldOut {
     ) -> Result<Snapshot> {
         let (mut pixels, mut features) = (Vec::new(), Vec::new());
         let mut measures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        let (mut target, mut drift) = (Vec::new(), 0.0);
+        let (mut target, mut drift, mut norm_ratio) = (Vec::new(), 0.0, 0.0);
         let steps = policy.sampler.timesteps().len();
         let mut done = 0;
         for (prompts, seeds) in self.prompts.chunks(self.micro).zip(self.seeds.chunks(self.micro)) {
             let batch = Batch::new(prompts.to_vec(), embeddings.of(prompts), seeds.to_vec(), self.latents);
             let latents = policy.merged(|| Ok(policy.roll(&batch.noise(Stream::Latents), 0..steps, &batch)))?;
             let images = tch::no_grad(|| objective.decode(&latents));
-            let (sum, raw) = objective.score(&images, &batch)?;
-            target.extend(sum);
-            for (name, values) in raw {
-                measures.entry(name).or_default().extend(values);
+            let scores = objective.score(&images, &batch)?;
+            target.extend(scores.total);
+            for (weighted, values) in objective.rewards.iter().zip(scores.raw) {
+                measures.entry(weighted.label.clone()).or_default().extend(values);
             }
             for measure in PixelMeasure::ALL {
                 let name = measure.as_str().replace('-', "_");
                 measures.entry(name).or_default().extend(numbers(&measure.of(&images))?);
             }
-            drift += tch::no_grad(|| drift_of(policy, &latents, &batch)) * prompts.len() as f64;
+            let [distance, ratio] = tch::no_grad(|| drift_of(policy, &latents, &batch));
+            drift += distance * prompts.len() as f64;
+            norm_ratio += ratio * prompts.len() as f64;
             features.extend(objective.rewards.iter().find_map(|weighted| weighted.reward.embeddings(&images)));
             pixels.push(images.to_device(Device::Cpu));
             done += prompts.len();
@@ -107,7 +111,9 @@ impl HeldOut {
         if !features.is_empty() {
             measures.insert("diversity".to_owned(), numbers(&distance_to_others(&Tensor::cat(&features, 0)))?);
         }
-        Ok(Snapshot { pixels: Tensor::cat(&pixels, 0), target, measures, drift: drift / self.prompts.len() as f64 })
+        let images = self.prompts.len() as f64;
+        let pixels = Tensor::cat(&pixels, 0);
+        Ok(Snapshot { pixels, target, measures, drift: drift / images, norm_ratio: norm_ratio / images })
     }
 
     /// Compares what training made of the images with what they were.
@@ -128,10 +134,12 @@ impl HeldOut {
             rewards.iter().map(|weighted| weighted.weight * mean(&tuned.measures[&weighted.label])).sum();
         line.insert("held_out_reward".to_owned(), json!(held_out));
         line.insert("epsilon_drift".to_owned(), json!(tuned.drift));
+        line.insert("epsilon_norm_ratio".to_owned(), json!(tuned.norm_ratio));
         line.insert("gain".to_owned(), json!(gain));
         line.insert("gain_low".to_owned(), json!(interval.low));
         line.insert("gain_high".to_owned(), json!(interval.high));
-        let is_target = |name: &str| rewards.first().is_some_and(|weighted| weighted.label == name);
+        let target = rewards.iter().find(|weighted| weighted.weight != 0.0);
+        let is_target = |name: &str| target.is_some_and(|weighted| weighted.label == name);
         let mut fallen = Vec::new();
         for (name, values) in &tuned.measures {
             line.insert(name.clone(), json!(mean(values)));
@@ -155,16 +163,22 @@ impl Snapshot {
     }
 }
 
-/// Mean squared distance of ε from the base model's for `latents`, noised to a quarter, half and three quarters of the way.
-fn drift_of(policy: &Policy, latents: &Tensor, batch: &Batch) -> f64 {
+/// Mean squared distance of ε from the base model's, and its norm in units of theirs, for `latents` noised to a quarter, half
+/// and three quarters of the way.
+fn drift_of(policy: &Policy, latents: &Tensor, batch: &Batch) -> [f64; 2] {
     let steps = policy.sampler.timesteps().len();
-    let distances = [1, 2, 3].map(|quarter| {
+    let each = [1, 2, 3].map(|quarter| {
         let index = (steps * quarter).div_euclid(4).min(steps - 1);
-        let x = policy.level(index).add_noise(latents, &batch.noise(Stream::Drift(quarter)));
-        let output = policy.predict(&x, index, batch);
-        policy.distance(&x, &output, index, batch).double_value(&[])
+        let level = policy.level(index);
+        let x = level.add_noise(latents, &batch.noise(Stream::Drift(quarter)));
+        let epsilon = |output: &Tensor| level.epsilon(policy.prediction, output, &x);
+        let (tuned, base) =
+            (epsilon(&policy.predict(&x, index, batch)), epsilon(&policy.predict_base(&x, index, batch)));
+        let norm = |epsilon: &Tensor| epsilon.square().sum(Kind::Double).sqrt().double_value(&[]);
+        let distance = (&tuned - &base).square().mean(Kind::Float).double_value(&[]);
+        [distance, norm(&tuned) / norm(&base)]
     });
-    mean(&distances)
+    [0, 1].map(|figure| mean(&each.map(|quarter| quarter[figure])))
 }
 
 /// Mean cosine distance of each image's embedding from the others', `[N]`, of unit embeddings `[N, E]`.
@@ -209,6 +223,7 @@ mod tests {
             target,
             measures: [("contrast".to_owned(), contrast)].into(),
             drift: 0.25,
+            norm_ratio: 1.5,
         }
     }
 
@@ -224,7 +239,10 @@ mod tests {
         assert_eq!(comparison.fallen, ["contrast"]);
         // 1 / 1.291 deviations of the target, less 0.1975 / 0.1291 of contrast.
         assert!((comparison.composite - (1.0 / 1.29099 - 0.1975 / 0.129_099)).abs() < 1e-3, "{}", comparison.composite);
-        assert_eq!(comparison.line["epsilon_drift"], 0.25);
+        assert_eq!(
+            (&comparison.line["epsilon_drift"], &comparison.line["epsilon_norm_ratio"]),
+            (&json!(0.25), &json!(1.5))
+        );
         let same = held_out.compare(&base, &base, &[]);
         assert!(same.fallen.is_empty() && same.gain == 0.0);
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use reward::{
-    data::{content_hash, manifest::Manifest},
+    data::content_hash,
     event::{Event, Observer},
     run::{
         inputs::{Inputs, with_descriptions},
@@ -12,7 +12,7 @@ use reward::{
     },
 };
 
-use super::{checkpoint::Progress, config::FinetuneConfig};
+use super::{checkpoint::Progress, config::FinetuneConfig, load};
 use crate::{
     Result,
     lora::{LoraSpec, locate},
@@ -45,9 +45,15 @@ pub(super) fn checked(
             inputs.add_rows(setting, &shown(file), prompts.len(), content_hash(prompts.iter()));
         }
     }
-    if let Some(table) = &config.images {
-        let manifest = Manifest::read(table)?;
-        inputs.add_rows("images", &shown(table), manifest.rows.len(), manifest.content_hash());
+    if config.on_pictures()
+        && let Some(data) = config.data()
+    {
+        let spelled = match (&config.images, &config.labels) {
+            (Some(table), _) | (None, Some(table)) => shown(table),
+            _ => config.training_file.join(", "),
+        };
+        let (rows, content) = load::rows(config)?.content();
+        inputs.add_rows(data.setting(), &spelled, rows, content);
     }
     for (index, spec) in config.reward.iter().enumerate() {
         let files = with_descriptions(&spec.path, spec.files(config.clip.as_deref())?);

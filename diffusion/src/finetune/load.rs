@@ -17,13 +17,12 @@ use super::{
 };
 use crate::{
     Error, Result,
-    algorithm::{Algorithm, Method, RewardUse},
+    algorithm::{Algorithm, Data, Method, RewardUse},
     objective::Weighted,
-    pictures,
+    pictures::Rows,
     pipeline::default_precision,
     prompt_encoder::Embeddings,
     prompts,
-    schedule::SamplerName,
     source::Source,
 };
 
@@ -31,6 +30,8 @@ use crate::{
 pub(super) struct Parts {
     pub(super) rewards: Vec<Weighted>,
     pub(super) prompts: Vec<String>,
+    /// The rows of tables of pictures; none where the run trains on prompts.
+    pub(super) rows: Rows,
     pub(super) held_out: Vec<String>,
     pub(super) models: Models,
     pub(super) embeddings: Embeddings,
@@ -50,17 +51,20 @@ impl Parts {
                 format!("{shared} held-out prompt(s) are among the training prompts: they show no more than those");
             observer.event(&Event::Warning(&text));
         }
-        if let Some(table) = &config.images {
-            prompts = pictures::prompts(table)?;
+        let rows = rows(config)?;
+        if config.on_pictures() {
+            prompts.clone_from(&rows.prompts);
         }
-        drop(source.sampler(SamplerName::Ddim, config.sample_steps, config.sampling().1)?);
+        drop(source.sampler(config.scheduler, config.sample_steps, config.sampling().1)?);
         let device = config.device.resolve()?;
         let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
         let mut rewards: Vec<Weighted> = Vec::new();
         for spec in &config.reward {
             let (clip, activation) = (config.clip.as_deref(), config.activation);
             let reward = spec.load_with(&LoadOptions { clip, activation, device, kind }, observer)?;
-            needs_gradient(config.method(), reward.as_ref())?;
+            if spec.weight != 0.0 {
+                needs_gradient(config.method(), reward.as_ref())?;
+            }
             let mut label = reward.name().to_owned();
             let same = rewards.iter().filter(|other| other.reward.name() == label).count();
             if same > 0 {
@@ -80,7 +84,7 @@ impl Parts {
             models.unet.config.cross_attention_dim,
             (device, kind),
         )?;
-        Ok(Self { rewards, prompts, held_out, models, embeddings, device, kind })
+        Ok(Self { rewards, prompts, rows, held_out, models, embeddings, device, kind })
     }
 
     /// What a step will take, and what follows; a resumed run goes on as it was. The models are set accordingly.
@@ -97,7 +101,7 @@ impl Parts {
         let seen = self.rewards.iter().flat_map(|weighted| weighted.reward.weights()).collect::<Vec<_>>();
         let models = unet.parameters.tensors.values().chain(vae.parameters.tensors.values());
         let all = count(&mut models.chain(&seen));
-        let graph = method.graph(&config.settings());
+        let graph = method.graph(&config.settings(self.prompts.len()));
         let counts = [all.max(training), training];
         let estimate =
             Estimate::new(config, (&unet.config, &vae.config), counts, self.models.latents, graph, self.kind);
@@ -108,11 +112,9 @@ impl Parts {
                     Checkpointing::Off => false,
                     Checkpointing::Auto => *checkpointing,
                 },
-                micro: config
-                    .gradient_accumulation
-                    .map_or(*micro, |parts| config.batch_size.div_ceil(parts).min(*micro)),
+                micro: config.gradient_accumulation.map_or(*micro, |parts| graph.items.div_ceil(parts).min(*micro)),
             },
-            None => estimate.choose(config, memory(self.device).map(|memory| memory.free)),
+            None => estimate.choose(config, graph.items, memory(self.device).map(|memory| memory.free)),
         };
         self.models.unet.checkpointing = choice.checkpointing;
         self.models.vae.checkpointing = choice.checkpointing;
@@ -120,6 +122,22 @@ impl Parts {
             weighted.reward.set_checkpointing(choice.checkpointing);
         }
         (estimate, choice)
+    }
+}
+
+/// What the run's table of pictures says; nothing where there is none.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn rows(config: &FinetuneConfig) -> Result<Rows> {
+    let root = config.image_root.as_deref();
+    let liked = config.method().is_some_and(|method| method.data.contains(&Data::Labels));
+    match (config.data(), &config.images, &config.labels) {
+        (Some(Data::Pictures), Some(table), _) => Rows::of_pictures(table),
+        (Some(Data::Labels), _, Some(table)) => Rows::of_likes(table, root),
+        (Some(Data::Triplets), ..) if liked => Rows::of_preferred(&config.training_file, root),
+        (Some(Data::Triplets), ..) => Rows::of_pairs(&config.training_file, root),
+        _ => Ok(Rows::default()),
     }
 }
 
@@ -136,7 +154,7 @@ fn needs_gradient(method: Option<&Method>, reward: &dyn Reward) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::algorithm;
+    use crate::algorithm::{self, MethodName};
 
     struct Counted;
 
@@ -159,6 +177,9 @@ mod tests {
         let error = needs_gradient(Some(algorithm::ALL[1]), &Counted).unwrap_err();
         assert_eq!(error.to_string(), "reward `counted` has no gradient, which `draft-k` needs");
         assert_eq!(error.kind(), crate::ErrorKind::Usage);
-        needs_gradient(Some(algorithm::ALL[5]), &Counted).unwrap();
+        for name in ["denoising", "ddpo"] {
+            let MethodName(method) = name.parse().unwrap();
+            needs_gradient(Some(method), &Counted).unwrap();
+        }
     }
 }

@@ -50,7 +50,7 @@ impl Estimate {
         let bytes = kind.elt_size_in_bytes() as f64;
         let copies = if config.ema_decay.is_some() { 5.0 } else { 4.0 };
         let (guidance, _, negative_gradient) = config.sampling();
-        let branches = if graph.decoded > 0 && guidance > 1.0 && negative_gradient { 2.0 } else { 1.0 };
+        let branches = if graph.guided && guidance > 1.0 && negative_gradient { 2.0 } else { 1.0 };
         // All copies of an image are in one graph with it.
         let copies_at_once = graph.decoded.max(1) as f64;
         let steps = graph.predictions as f64 / copies_at_once * branches;
@@ -74,10 +74,9 @@ impl Estimate {
         self.frozen + self.trained + image * choice.micro as f64
     }
 
-    /// The largest micro-batch that fits into `free` bytes beside the models (which are loaded already), with activations
-    /// kept if that leaves at least as many images at a time as there are in the batch, else computed again.
-    pub(super) fn choose(&self, config: &FinetuneConfig, free: Option<u64>) -> Choice {
-        let batch = config.batch_size;
+    /// The largest micro-batch of the `batch` items of a step that fits into `free` bytes beside the models (which are loaded
+    /// already), with activations kept if all items fit at a time, else computed again.
+    pub(super) fn choose(&self, config: &FinetuneConfig, batch: usize, free: Option<u64>) -> Choice {
         let given = config.gradient_accumulation.map(|parts| batch.div_ceil(parts));
         let room = free.map_or(f64::INFINITY, |free| free as f64 * SHARE - self.trained).max(0.0);
         let fitting = |image: f64| given.unwrap_or_else(|| ((room / image) as usize).clamp(1, batch));
@@ -146,7 +145,7 @@ mod tests {
     const ESTIMATE: Estimate = Estimate { frozen: 1e9, trained: 1e8, image: 4e9, image_recomputed: 1e9 };
 
     fn choice(free: f64, config: &FinetuneConfig) -> Choice {
-        ESTIMATE.choose(config, Some(free as u64))
+        ESTIMATE.choose(config, config.batch_size, Some(free as u64))
     }
 
     #[test]
@@ -156,7 +155,7 @@ mod tests {
         assert_eq!(choice(10e9, &config), Choice { checkpointing: true, micro: 4 });
         assert_eq!(choice(3e9, &config), Choice { checkpointing: true, micro: 2 });
         assert_eq!(choice(1e9, &config), Choice { checkpointing: true, micro: 1 });
-        assert_eq!(ESTIMATE.choose(&config, None), Choice { checkpointing: false, micro: 4 });
+        assert_eq!(ESTIMATE.choose(&config, 4, None), Choice { checkpointing: false, micro: 4 });
         assert_eq!(ESTIMATE.bytes(Choice { checkpointing: true, micro: 2 }), 3.1e9);
     }
 

@@ -4,6 +4,7 @@
 mod check;
 mod checkpoint;
 mod config;
+mod dealer;
 mod grid;
 mod held_out;
 mod inputs;
@@ -35,7 +36,7 @@ use tch::Device;
 use crate::{
     Error, Result,
     algorithm::Algorithm,
-    pictures::Pictures,
+    pictures::{Pictures, Rows},
     source::{Source, SourceOptions},
 };
 use checkpoint::Progress;
@@ -69,9 +70,10 @@ pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, 
         scratch.close()?;
         folder.begin(config, resumed.as_ref(), observer)?;
         let (device, place) = (parts.device, Some((folder.path(), &inputs)));
-        let pictures = pictures(config, &mut parts.models, place, device, observer, stop)?;
+        let rows = std::mem::take(&mut parts.rows);
+        let pictures = pictures(config, rows, &mut parts.models, place, device, observer, stop)?;
         let Some(pictures) = pictures else { return Ok(Ended::Interrupted { step: 0 }) };
-        let method = method(config)?;
+        let method = method(config, parts.prompts.len())?;
         let planned = parts.plan(config, method.as_ref(), resumed.as_ref().map(|point| &point.progress));
         let reports = Reports { observer, stop, folder: Some(&folder) };
         let mut run = Run::new(config, &source, &parts, method, pictures, planned, reports)?;
@@ -95,8 +97,9 @@ pub fn dry_run(config: &FinetuneConfig, observer: &dyn Observer, stop: &AtomicBo
         checkpoint::rehearse(scratch.path(), config, &source, &parts.models)?;
         let short = FinetuneConfig { vae_steps: config.vae_steps.min(1), ..config.clone() };
         let device = parts.device;
-        let pictures = pictures(&short, &mut parts.models, None, device, observer, stop)?.unwrap_or_default();
-        let method = method(config)?;
+        let rows = std::mem::take(&mut parts.rows);
+        let pictures = pictures(&short, rows, &mut parts.models, None, device, observer, stop)?.unwrap_or_default();
+        let method = method(config, parts.prompts.len())?;
         let planned = parts.plan(config, method.as_ref(), None);
         let reports = Reports { observer, stop, folder: None };
         let mut run = Run::new(config, &source, &parts, method, pictures, planned, reports)?;
@@ -118,26 +121,29 @@ fn or_way_on<T>(body: impl FnOnce() -> Result<T>, way_on: impl FnOnce() -> Strin
     })
 }
 
-/// The method with its hyper-parameters.
-fn method(config: &FinetuneConfig) -> Result<Box<dyn Algorithm>> {
+/// The method with its hyper-parameters, for a run of so many distinct prompts.
+fn method(config: &FinetuneConfig, prompts: usize) -> Result<Box<dyn Algorithm>> {
     let method = config.method().ok_or_else(|| Error::usage("--algorithm is missing"))?;
-    Ok((method.build)(&config.settings()))
+    Ok((method.build)(&config.settings(prompts)))
 }
 
-/// The pictures of a method that trains on them; none of another. The VAE is trained first where asked, or read as an earlier part of
+/// The pictures of a method that trains on them, as `rows` has them; none of another. The VAE is trained first where asked, or read as an earlier part of
 /// the run trained it: `place` is the run's folder, and what it reads. Nothing if the user stopped it.
 fn pictures(
     config: &FinetuneConfig,
+    rows: Rows,
     models: &mut Models,
     place: Option<(&Path, &Inputs)>,
     device: Device,
     observer: &dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Option<Pictures>> {
-    let Some(table) = &config.images else { return Ok(Some(Pictures::default())) };
+    if !config.on_pictures() {
+        return Ok(Some(Pictures::default()));
+    }
     let [_, height, width] = models.latents;
     let size = [height, width].map(|side| (side * models.vae.config.factor()) as u32);
-    let pictures = Pictures::open(table, config.held_out_images, size, config.seed)?;
+    let pictures = Pictures::open(rows, config.held_out_images, size, config.seed)?;
     if config.vae_steps > 0 && !own_vae(config, models, &pictures, place, device, observer, stop)? {
         return Ok(None);
     }

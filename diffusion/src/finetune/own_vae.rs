@@ -56,7 +56,7 @@ fn vae_loss(vae: &Vae, images: &Pictures, rows: &[usize], seeds: &[u64], device:
     let decoded = vae.decode(&(&latents + (&log_variance * 0.5).exp() * noise));
     let distance = (latents.square() + log_variance.exp() - &log_variance - 1.0).mean(Kind::Float) * 0.5;
     let loss = (decoded - pixels).square().mean(Kind::Float) + distance * KL_WEIGHT;
-    Ok(Loss { loss, rewards: Vec::new() })
+    Ok(Loss::new(loss))
 }
 
 /// Reads the VAE that an earlier part of this run trained, or trains it and keeps it. False if the user stopped it: it begins
@@ -130,14 +130,15 @@ fn train_vae(
     let clip_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
     let mut update = Update::new(models.vae.parameters.trained(), step::adamw(0.0), clip_norm, None);
     let micro_batches = MicroBatches::new(config.batch_size, device, observer);
-    let mut order = Order::of_prompts(images.training_rows(), image_seed(config.seed, "vae rows", 0));
+    let training = images.training();
+    let mut order = Order::of_prompts(training.len(), image_seed(config.seed, "vae rows", 0));
     for step in 1..=config.vae_steps {
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
         let part = format!("vae/{step}");
         let rows = order.full_batch(step, config.batch_size);
-        let rows: Vec<usize> = rows.into_iter().map(|index| images.training_row(index)).collect();
+        let rows: Vec<usize> = rows.into_iter().map(|index| training[index]).collect();
         let seeds: Vec<u64> = (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect();
         let rate = config.vae_learning_rate * config.schedule.factor(step, config.vae_steps, config.warmup_steps);
         let outcome = step::take(&mut update, &micro_batches, config.batch_size, rate, |range| {
@@ -148,7 +149,7 @@ fn train_vae(
             observer.event(&Event::Note(&format!("VAE: loss {:.5} after {step} steps", outcome.loss)));
         }
     }
-    let rows: Vec<usize> = (0..images.training_rows().min(SCALED_BY)).map(|index| images.training_row(index)).collect();
+    let rows = &training[..training.len().min(SCALED_BY)];
     let means = rows
         .chunks(config.batch_size)
         .map(|rows| tch::no_grad(|| images.pixels(rows, device).map(|pixels| models.vae.encode(&pixels).0)));

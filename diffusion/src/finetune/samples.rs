@@ -29,6 +29,7 @@ pub(super) fn write(
         guidance_scale,
         negative_prompt: config.negative_prompt.clone(),
         eta,
+        scheduler: config.scheduler,
         precision: Some(if parts.kind == Kind::Float { Precision::Fp32 } else { Precision::Bf16 }),
         ..GenerateConfig::default()
     };

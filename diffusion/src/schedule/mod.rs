@@ -68,6 +68,14 @@ impl Step {
         let log_density = distance.square() * (-0.5 / (std * std)) - (std.ln() + 0.5 * (2.0 * PI).ln());
         log_density.flatten(1, -1).mean_dim([1_i64].as_slice(), false, Kind::Float)
     }
+
+    /// The divergence KL(this ‖ `other`) of two steps of the same deviation per image, `[B]`: (μ − μ')² / (2 σ²), its *mean* over
+    /// C·h·w as Flow-GRPO takes it. Differentiable in the means.
+    pub fn divergence(&self, other: &Self) -> Tensor {
+        let std = self.std.max(Self::LEAST_STD);
+        let distance = (&self.mean - &other.mean).square() * (0.5 / (std * std));
+        distance.flatten(1, -1).mean_dim([1_i64].as_slice(), false, Kind::Float)
+    }
 }
 
 /// A sampler set to a number of steps.
@@ -181,6 +189,18 @@ mod tests {
         );
         assert_eq!(error(SamplerName::Ddim, 10, -0.5), "eta -0.5, want 0 or more");
         assert_eq!(error(SamplerName::Euler, 10, 1.0), "eta 1 with scheduler euler: only ddim has an eta");
+    }
+
+    /// Means 1 and 0 apart by 1 and 3, deviation 0.5: (1 + 9) / 2 / (2 · 0.25).
+    #[test]
+    fn divergence_by_hand() {
+        let step = |mean: &[f32]| {
+            let mean = Tensor::from_slice(mean).view([1, 2, 1, 1]);
+            Step { predicted_original: mean.shallow_clone(), mean, std: 0.5 }
+        };
+        let (ours, other) = (step(&[1.0, 3.0]), step(&[0.0, 0.0]));
+        assert_eq!(ours.divergence(&other).double_value(&[0]), 10.0);
+        assert_eq!(ours.divergence(&ours).double_value(&[0]), 0.0);
     }
 
     /// ln N(1; 0, 0.5²) = −(1/0.5)²/2 − ln 0.5 − ln(2π)/2, and of 0 the last two: their mean over two elements.

@@ -57,9 +57,14 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn open() -> Self {
-        let fixture = Fixture::open("finetune/finetune.safetensors");
-        let description: Value =
-            serde_json::from_str(&fs_err::read_to_string(golden("finetune/finetune.json")).unwrap()).unwrap();
+        Self::open_at("finetune/finetune")
+    }
+
+    /// The fixture of this name without ending.
+    pub(crate) fn open_at(name: &str) -> Self {
+        let fixture = Fixture::open(&format!("{name}.safetensors"));
+        let description = fs_err::read_to_string(golden(&format!("{name}.json"))).unwrap();
+        let description: Value = serde_json::from_str(&description).unwrap();
         let lora = &description["lora"];
         let scale = lora["alpha"].as_f64().unwrap() / lora["rank"].as_f64().unwrap();
         let part =

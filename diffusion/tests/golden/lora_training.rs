@@ -104,7 +104,7 @@ fn config(folder: &Path, method: &'static Method) -> FinetuneConfig {
     fs_err::write(&prompts, "a fox\nan owl\n").unwrap();
     image::RgbImage::from_pixel(64, 64, image::Rgb([200, 30, 30])).save(folder.join("red.png")).unwrap();
     fs_err::write(&images, "prompt,path\nred,red.png\nred again,red.png\n").unwrap();
-    let by_reward = method.data == Data::Prompts;
+    let by_reward = method.data.contains(&Data::Prompts);
     FinetuneConfig {
         algorithm: Some(MethodName(method)),
         model: Some(model(folder)),

@@ -10,6 +10,7 @@ mod lora_training;
 mod models;
 mod old_folders;
 mod pipeline;
+mod policy_rules;
 mod refused;
 mod samplers;
 mod single_file;

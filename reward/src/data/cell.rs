@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Seed,
     /// Anything, as text.
     Label,
+    /// The same, or nothing. A table need not have the column.
+    Optional,
 }
 
 /// A column to read.
@@ -55,7 +57,7 @@ impl<'a> Column<'a> {
             }
         }
         match self.kind {
-            Kind::Seed => Ok(None),
+            Kind::Seed | Kind::Optional => Ok(None),
             _ => Err(missing_column(place, &self.names[..1], header.iter().copied())),
         }
     }
@@ -120,9 +122,10 @@ pub(super) fn cell<'a>(raw: Raw<'a>, kind: Kind, name: &str) -> Result<Cell<'a>,
         (Kind::Text | Kind::Path, Raw::Text(text)) => not_empty(text, kind, name),
         (Kind::Text | Kind::Path, Raw::Json(Value::String(text))) => not_empty(text, kind, name),
         (Kind::Text | Kind::Path, _) => Err(format!("`{name}` is {raw}, wanted a string")),
-        (Kind::Label, Raw::Text(text)) => Ok(Cell::Text(text)),
-        (Kind::Label, Raw::Json(Value::String(text))) => Ok(Cell::Text(text)),
-        (Kind::Label, Raw::Json(value)) => Ok(Cell::Owned(value.to_string())),
+        (Kind::Optional, Raw::Text("")) | (Kind::Optional, Raw::Json(Value::Null)) => Ok(Cell::Nothing),
+        (Kind::Label | Kind::Optional, Raw::Text(text)) => Ok(Cell::Text(text)),
+        (Kind::Label | Kind::Optional, Raw::Json(Value::String(text))) => Ok(Cell::Text(text)),
+        (Kind::Label | Kind::Optional, Raw::Json(value)) => Ok(Cell::Owned(value.to_string())),
         (Kind::Seed, _) => {
             let seed = match raw {
                 Raw::Text(text) => seed::of_text(text),

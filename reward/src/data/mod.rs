@@ -11,6 +11,7 @@ pub mod image;
 pub mod image_set;
 pub mod image_sets;
 mod json;
+pub mod liked;
 pub mod loader;
 pub mod manifest;
 pub mod named;

@@ -80,7 +80,7 @@ fn parquet(part: &Part, columns: &[Column], each: &mut dyn FnMut(&[Cell])) -> Re
                     let cell = |row| seeds.get(row).map_or(Cell::Nothing, Cell::Seed);
                     cells.iter_mut().enumerate().for_each(|(row, cells)| cells.push(cell(row)));
                 }
-                Kind::Label => {
+                Kind::Label | Kind::Optional => {
                     let labels = labels(file, &batch, name)?;
                     cells.iter_mut().zip(labels).for_each(|(row, label)| row.push(Cell::Owned(label)));
                 }

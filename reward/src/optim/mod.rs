@@ -8,7 +8,7 @@ use tch::Tensor;
 
 pub use adam::Adam;
 pub use rate::Schedule;
-pub use update::{Ema, Update, Updated};
+pub use update::{Ema, Update, Updated, with_values};
 
 /// The first of these tensors that holds a NaN or an infinity.
 pub fn not_finite<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Option<&'a str> {

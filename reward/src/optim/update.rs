@@ -85,19 +85,37 @@ impl Update {
     /// Runs `body` with the running means in place of what trains, if there are any.
     pub fn with_means<T>(&self, body: impl FnOnce() -> T) -> T {
         let Some(Ema { means, .. }) = &self.ema else { return body() };
-        let set = |values: &[Tensor]| {
-            tch::no_grad(|| {
-                for ((_, tensor), value) in self.trained().iter().zip(values) {
-                    tensor.shallow_clone().copy_(value);
-                }
-            });
-        };
-        let own: Vec<Tensor> = self.trained().iter().map(|(_, tensor)| tensor.detach().copy()).collect();
-        set(means);
-        let result = body();
-        set(&own);
-        result
+        with_values(self.trained(), means, body)
     }
+}
+
+/// Runs `body` with `values` in place of the tensors `trained`, one for each; afterwards, also by a panic, they are as they were.
+/// A graph that was built before must not be followed backwards after.
+pub fn with_values<T>(trained: &[(String, Tensor)], values: &[Tensor], body: impl FnOnce() -> T) -> T {
+    let own: Vec<Tensor> = trained.iter().map(|(_, tensor)| tensor.detach().copy()).collect();
+    let _restored = Restored { trained, own };
+    set(trained, values);
+    body()
+}
+
+/// Gives tensors their own values back when it is dropped.
+struct Restored<'a> {
+    trained: &'a [(String, Tensor)],
+    own: Vec<Tensor>,
+}
+
+impl Drop for Restored<'_> {
+    fn drop(&mut self) {
+        set(self.trained, &self.own);
+    }
+}
+
+fn set(trained: &[(String, Tensor)], values: &[Tensor]) {
+    tch::no_grad(|| {
+        for ((_, tensor), value) in trained.iter().zip(values) {
+            tensor.shallow_clone().copy_(value);
+        }
+    });
 }
 
 #[cfg(test)]

@@ -80,9 +80,16 @@ impl Run<'_> {
             let seeds = (0..rows.len()).map(|index| image_seed(self.config.seed, "held-out", index)).collect();
             let (config, parts, pictures) = (self.config, self.parts, &self.pictures);
             let scene = scene(config, parts, &self.policy, &self.objective, pictures, &self.micro_batches, rows, seeds);
-            if let Some(loss) = self.update.with_means(|| self.method.watched_loss(&scene))? {
-                metrics.add(&json!({"step": step, "held_out_loss": loss}))?;
-                self.observer.event(&Event::Note(&format!("step {step}: held-out loss {loss:.5}")));
+            let watched = self.update.with_means(|| self.method.watched(&scene))?;
+            if !watched.is_empty() {
+                let mut line = json!({"step": step});
+                let mut told = Vec::new();
+                for (name, value) in watched {
+                    line[name] = json!(value);
+                    told.push(format!("{} {value:.5}", name.replace("held_out_", "held-out ").replace('_', " ")));
+                }
+                metrics.add(&line)?;
+                self.observer.event(&Event::Note(&format!("step {step}: {}", told.join(", "))));
             }
         }
         let Some((held_out, base)) = &self.held_out else { return Ok(false) };
@@ -127,7 +134,8 @@ impl Run<'_> {
             self.progress.best = Some(composite);
             let path = folder.path().join("best");
             let (models, update, progress) = (&parts.models, &self.update, &self.progress);
-            update.with_means(|| checkpoint::write(&path, models, update, self.method.as_ref(), progress))?;
+            let method = self.method.as_ref();
+            update.with_means(|| checkpoint::write(&path, models, update, method, progress))?;
         }
         let rose = comparison.interval[0] > 0.0;
         let hacked = self.config.stop_after_falls.is_some_and(|falls| comparison.fallen.len() >= falls);

@@ -1,6 +1,7 @@
 //! The loop: a step, what is logged of it, checkpoints, the end.
 
 mod evaluate;
+mod self_check;
 
 use std::{
     path::PathBuf,
@@ -16,7 +17,7 @@ use reward::{
         Ended, RunFolder, checkpoints,
         inputs::Inputs,
         metrics::Metrics,
-        order::{Order, image_seed},
+        order::image_seed,
         resume::{ResumePoint, way_on},
     },
     statistics::{deviation, mean},
@@ -24,9 +25,12 @@ use reward::{
 use serde_json::json;
 use tch::{Kind, Tensor};
 
+use self_check::SelfCheck;
+
 use super::{
     checkpoint::{self, Progress},
     config::{FinetuneConfig, Train},
+    dealer::Dealer,
     held_out::{HeldOut, Snapshot},
     load::Parts,
     memory::{Choice, Estimate},
@@ -40,7 +44,7 @@ use crate::{
     objective::{Objective, Scale},
     pictures::Pictures,
     policy::Policy,
-    schedule::{NoiseSchedule, Sampler, SamplerName},
+    schedule::{NoiseSchedule, Sampler},
     source::Source,
 };
 
@@ -65,7 +69,7 @@ pub(super) struct Run<'a> {
     micro_batches: MicroBatches<'a>,
     estimate: Estimate,
     choice: Choice,
-    order: Order,
+    dealer: Dealer,
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
     folder: Option<&'a RunFolder>,
@@ -90,7 +94,7 @@ impl<'a> Run<'a> {
         let policy = Policy {
             unet: &models.unet,
             base: models.base.as_ref(),
-            sampler: Sampler::new(SamplerName::Ddim, &scheduler, config.sample_steps, eta)?,
+            sampler: Sampler::new(config.scheduler, &scheduler, config.sample_steps, eta)?,
             schedule: NoiseSchedule::new(&scheduler),
             prediction: scheduler.prediction_type,
             guidance_scale,
@@ -109,7 +113,7 @@ impl<'a> Run<'a> {
         };
         let trained = models.unet.parameters.trained();
         let clip_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
-        let items = if config.on_pictures() { pictures.training_rows() } else { parts.prompts.len() };
+        let dealer = Dealer::new(config, parts.prompts.len(), &pictures);
         Ok(Self {
             config,
             source,
@@ -122,7 +126,7 @@ impl<'a> Run<'a> {
             micro_batches: MicroBatches::new(choice.micro, parts.device, observer),
             estimate,
             choice,
-            order: Order::of_prompts(items, config.seed),
+            dealer,
             observer,
             stop,
             folder,
@@ -195,90 +199,88 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn train(&mut self) -> Result<Ended> {
-        let config = self.config;
-        let total = config.train_steps;
-        for step in self.progress.step + 1..=total {
+        let total = self.config.train_steps;
+        while self.progress.step < total {
             if self.stop.load(Ordering::Relaxed) {
                 self.save()?;
                 return Ok(Ended::Interrupted { step: self.progress.step });
             }
-            let started = Instant::now();
-            let rate = config.learning_rate * config.schedule.factor(step, total, config.warmup_steps);
-            let (rollout_seconds, outcome) =
-                self.step(step, rate).map_err(|error| self.failed(at_step(step, &error)))?;
-            self.progress.step = step;
-            self.progress.own.micro = self.micro_batches.size();
-            self.log(step, rate, &outcome, rollout_seconds, started.elapsed().as_secs_f64())?;
-            let due = |every: usize| every > 0 && step.is_multiple_of(every);
-            if (due(config.evaluate_every) || step == total) && self.evaluate()? {
+            let before = self.progress.step;
+            let mut check = self.self_check();
+            let trained = self.round(before + 1, &mut check, false);
+            trained.map_err(|error| self.failed(at_step(self.progress.step + 1, &error)))?;
+            let step = self.progress.step;
+            // A round is whole or not there: what would be due within it is due after it.
+            let due = |every: usize| every > 0 && step.div_euclid(every) > before.div_euclid(every);
+            if (due(self.config.evaluate_every) || step == total) && self.evaluate()? {
                 return self.roll_back();
             }
-            if due(config.checkpoint_every) || step == total {
+            if due(self.config.checkpoint_every) || step == total {
                 self.save()?;
             }
         }
         self.finish()
     }
 
-    /// Makes the round of step `step` and takes its optimizer steps: seconds of the roll-out, and what the steps measured.
-    fn step(&mut self, step: usize, rate: f64) -> Result<(f64, Outcome)> {
-        let config = self.config;
-        let part = format!("step/{step}");
-        let mut items = Vec::new();
-        for item in self.order.full_batch(step, config.batch_size.div_euclid(config.images_per_prompt)) {
-            let item = if config.on_pictures() { self.pictures.training_row(item) } else { item };
-            items.extend(std::iter::repeat_n(item, config.images_per_prompt));
-        }
-        let seeds = (0..config.batch_size).map(|index| image_seed(config.seed, &part, index)).collect();
-        let _perturbed =
-            Perturbed::new(&self.parts.rewards, config.weight_noise, image_seed(config.seed, &part, usize::MAX));
-        let Self { policy, objective, pictures, micro_batches, parts, method, update, .. } = self;
-        let scene = scene(config, parts, policy, objective, pictures, micro_batches, items, seeds);
-        let started = Instant::now();
-        let round = tch::no_grad(|| method.round(&scene, step))?;
-        let rollout_seconds = started.elapsed().as_secs_f64();
-        let mut take =
-            |number| step::take(update, micro_batches, config.batch_size, rate, |images| round.loss(number, images));
-        let mut outcome = take(0)?;
-        for number in 1..round.updates() {
-            outcome = outcome.then(take(number)?);
-        }
-        Ok((rollout_seconds, outcome))
+    /// The watch over the first updates of a run that begins.
+    fn self_check(&self) -> Option<SelfCheck> {
+        let prompt = self.parts.prompts.first().filter(|_| self.progress.step == 0)?;
+        let shape = self.parts.models.latents;
+        Some(SelfCheck::new(&self.policy, &self.parts.embeddings, prompt, shape, self.config.seed))
     }
 
-    fn log(&mut self, step: usize, rate: f64, outcome: &Outcome, rollout_seconds: f64, seconds: f64) -> Result<()> {
-        if !outcome.updated.applied {
-            let text = format!(
-                "step {step}: non-finite loss or gradient ({}, {}): step left out",
-                outcome.loss, outcome.updated.gradient_norm
-            );
-            self.observer.event(&Event::Warning(&text));
-        }
-        let rewards = outcome.rewards.first();
-        let figures = TunedStep {
-            step,
-            total: self.config.train_steps,
-            loss: outcome.loss,
-            reward_mean: rewards.map(|values| mean(values)),
-            reward_std: rewards.map(|values| deviation(values)),
-            grad_norm: outcome.updated.gradient_norm,
-            learning_rate: rate,
-            images_per_second: self.config.batch_size as f64 / seconds,
-            peak_memory_bytes: memory(self.parts.device).map_or(0, |memory| memory.peak),
-            rollout_seconds,
-            forward_seconds: outcome.forward_seconds,
-            backward_seconds: outcome.backward_seconds,
-            optimizer_seconds: outcome.optimizer_seconds,
-        };
-        if let Some(metrics) = &mut self.metrics {
-            let mut line = json!(figures);
-            for (weighted, values) in self.parts.rewards.iter().zip(&outcome.rewards).skip(1) {
-                line[format!("{}_mean", weighted.label)] = json!(mean(values));
+    /// Makes the round that begins with optimizer step `first`, and takes its steps: seconds of the roll-out, and what the steps
+    /// measured. A `dry` one moves nothing and tells nothing.
+    fn round(&mut self, first: usize, check: &mut Option<SelfCheck>, dry: bool) -> Result<(f64, Outcome)> {
+        let config = self.config;
+        let (part, updates) = (format!("step/{first}"), self.method.updates());
+        let items = self.dealer.items((first - 1).div_euclid(updates) + 1);
+        let seeds = (0..items.len()).map(|index| image_seed(config.seed, &part, index)).collect();
+        let _perturbed =
+            Perturbed::new(&self.parts.rewards, config.weight_noise, image_seed(config.seed, &part, usize::MAX));
+        let Self { policy, objective, pictures, micro_batches, parts, method, update, observer, .. } = self;
+        let scene = scene(config, parts, policy, objective, pictures, micro_batches, items, seeds);
+        let mut started = Instant::now();
+        let round = tch::no_grad(|| method.round(&scene, first))?;
+        let rollout_seconds = started.elapsed().as_secs_f64();
+        let mut all = Outcome::default();
+        for number in 0..updates {
+            let step = first + number;
+            let factor = if dry { 0.0 } else { config.schedule.factor(step, config.train_steps, config.warmup_steps) };
+            let rate = config.learning_rate * factor;
+            let mut outcome = match round.items(number) {
+                0 => Outcome::default(),
+                count => step::take(update, micro_batches, count, rate, |items| round.loss(number, items))?,
+            };
+            if !round.rewards().is_empty() {
+                outcome.rewards = round.rewards().to_vec();
             }
-            metrics.add(&line)?;
+            outcome.figures.extend(round.figures());
+            all.add(&outcome);
+            if dry {
+                continue;
+            }
+            if let Some(watch) = check {
+                let mut lines = Vec::new();
+                if number == 0 {
+                    lines.extend(watch.rewards(&parts.rewards, &outcome.rewards)?);
+                }
+                if let Some(seen) = watch.update(policy, &parts.embeddings, &outcome)? {
+                    *check = None;
+                    lines.extend(seen);
+                }
+                for mut line in lines {
+                    line["step"] = json!(step);
+                    self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.add(&line))?;
+                }
+            }
+            let rolled = if number == 0 { rollout_seconds } else { 0.0 };
+            let figures = tuned(config, parts, step, rate, &outcome, rolled, started.elapsed().as_secs_f64());
+            log(&figures, &outcome, parts, self.metrics.as_mut(), *observer)?;
+            self.progress.step = step;
+            started = Instant::now();
         }
-        self.observer.event(&Event::Tuned(&figures));
-        Ok(())
+        Ok((rollout_seconds, all))
     }
 
     /// An error with what is left to go on with.
@@ -319,23 +321,84 @@ impl<'a> Run<'a> {
         Ok(Ended::Finished(folder.path().join(name)))
     }
 
-    /// The plan with one step measured.
+    /// The plan with one round measured.
     pub(super) fn rehearse(&mut self) -> Result<String> {
         let plan = self.describe();
-        self.step(1, 0.0)?;
+        self.round(1, &mut None, true)?;
         let started = Instant::now();
-        let (rollout, outcome) = self.step(2, 0.0)?;
+        let updates = self.method.updates();
+        let (rollout, outcome) = self.round(1 + updates, &mut None, true)?;
         let seconds = started.elapsed().as_secs_f64();
         let Outcome { forward_seconds, backward_seconds, optimizer_seconds, .. } = outcome;
         let peak = memory(self.parts.device).map_or(0, |memory| memory.peak);
-        let minutes = seconds * self.config.train_steps as f64 / 60.0;
+        let minutes = seconds * self.config.train_steps as f64 / updates as f64 / 60.0;
+        let what = if updates == 1 { "one step".to_owned() } else { format!("one round of {updates} steps") };
         Ok(format!(
-            "{plan}\none step measured: {seconds:.2} s (sampling {rollout:.2}, forward {forward_seconds:.2}, backward {backward_seconds:.2}, optimizer {optimizer_seconds:.2}), \
+            "{plan}\n{what} measured: {seconds:.2} s (sampling {rollout:.2}, forward {forward_seconds:.2}, backward {backward_seconds:.2}, optimizer {optimizer_seconds:.2}), \
              peak memory {:.2} GB; all {} steps: about {minutes:.0} min beside evaluations",
             peak as f64 / 1e9,
             self.config.train_steps,
         ))
     }
+}
+
+/// The line of one optimizer step.
+fn tuned(
+    config: &FinetuneConfig,
+    parts: &Parts,
+    step: usize,
+    rate: f64,
+    outcome: &Outcome,
+    rollout_seconds: f64,
+    seconds: f64,
+) -> TunedStep {
+    let rewards = outcome.rewards.first();
+    TunedStep {
+        step,
+        total: config.train_steps,
+        loss: outcome.loss,
+        reward_mean: rewards.map(|values| mean(values)),
+        reward_std: rewards.map(|values| deviation(values)),
+        grad_norm: outcome.updated.gradient_norm,
+        learning_rate: rate,
+        images_per_second: config.batch_size as f64 / seconds,
+        peak_memory_bytes: memory(parts.device).map_or(0, |memory| memory.peak),
+        rollout_seconds,
+        forward_seconds: outcome.forward_seconds,
+        backward_seconds: outcome.backward_seconds,
+        optimizer_seconds: outcome.optimizer_seconds,
+    }
+}
+
+/// Writes the line of a step down, and tells it.
+fn log(
+    figures: &TunedStep,
+    outcome: &Outcome,
+    parts: &Parts,
+    metrics: Option<&mut Metrics>,
+    observer: &dyn Observer,
+) -> Result<()> {
+    if !outcome.updated.applied {
+        let text = if outcome.loss.is_finite() && outcome.updated.gradient_norm.is_finite() {
+            format!("step {}: no image is better or worse than the others of its prompt: step left out", figures.step)
+        } else {
+            let (loss, norm) = (outcome.loss, outcome.updated.gradient_norm);
+            format!("step {}: non-finite loss or gradient ({loss}, {norm}): step left out", figures.step)
+        };
+        observer.event(&Event::Warning(&text));
+    }
+    if let Some(metrics) = metrics {
+        let mut line = json!(figures);
+        for (weighted, values) in parts.rewards.iter().zip(&outcome.rewards).skip(1) {
+            line[format!("{}_mean", weighted.label)] = json!(mean(values));
+        }
+        for (name, value) in &outcome.figures {
+            line[name] = json!(value);
+        }
+        metrics.add(&line)?;
+    }
+    observer.event(&Event::Tuned(figures));
+    Ok(())
 }
 
 /// The same error with the step it happened in.
@@ -370,5 +433,6 @@ fn scene<'a>(
         seed: config.seed,
         items,
         seeds,
+        group: config.group(),
     }
 }

@@ -1,0 +1,50 @@
+//! Images that the model makes of the run's prompts, scored: what the methods that need no gradient of a reward learn from.
+
+use std::ops::Range;
+
+use tch::Tensor;
+
+use super::Scene;
+use crate::{Result, noise::Stream, objective::Scores};
+
+/// Latents decoded at a time, without a graph.
+const DECODED: i64 = 8;
+
+/// Makes the images of `scene` with `make`, as many at a time as fit, and scores them. `make` gives what is to be kept of some
+/// images, and their finished latents `[b, C, h, w]`.
+///
+/// # Errors
+/// A reward fails, or one image does not fit into memory.
+pub(super) fn roll<T>(scene: &Scene, make: impl Fn(Range<usize>) -> (T, Tensor)) -> Result<(Vec<T>, Scores)> {
+    scene.micro_batches.run(scene.items.len(), |ranges| {
+        let (mut kept, mut scores) = (Vec::new(), Scores::default());
+        for images in ranges {
+            let (some, latents) = make(images.clone());
+            kept.push(some);
+            let mut start = images.start;
+            for latents in latents.split(DECODED, 0) {
+                let batch = scene.batch(start..start + latents.size()[0] as usize);
+                start += latents.size()[0] as usize;
+                scores.extend(scene.objective.score(&scene.objective.decode(&latents), &batch)?);
+            }
+        }
+        Ok((kept, scores))
+    })
+}
+
+/// The finished latents of the images of `scene`, `[B, C, h, w]`, and their scores, by any sampler.
+///
+/// # Errors
+/// As [`roll`].
+pub(super) fn images(scene: &Scene) -> Result<(Tensor, Scores)> {
+    let policy = scene.policy;
+    let steps = policy.sampler.timesteps().len();
+    let (latents, scores) = policy.merged(|| {
+        roll(scene, |images| {
+            let batch = scene.batch(images);
+            let latents = policy.roll(&batch.noise(Stream::Latents), 0..steps, &batch);
+            (latents.shallow_clone(), latents)
+        })
+    })?;
+    Ok((Tensor::cat(&latents, 0), scores))
+}
