@@ -1,6 +1,9 @@
 //! From latents to a loss: decode, score, standardise, shape; one place for all methods.
 
-use reward::{closed_set, rewards::Reward};
+use reward::{
+    closed_set,
+    rewards::{Pending, Reward},
+};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -27,7 +30,7 @@ pub struct Weighted {
     pub label: String,
     /// The reward.
     pub reward: Box<dyn Reward>,
-    /// The factor on the standardised reward.
+    /// The factor on the standardised reward; 0: it is watched, not maximised.
     pub weight: f64,
 }
 
@@ -80,6 +83,17 @@ impl Objective<'_> {
         (self.vae.decode(&(latents / self.vae.config.scaling_factor)) / 2.0 + 0.5).clamp(0.0, 1.0)
     }
 
+    /// Begins the scores of all rewards before one is waited for; without a graph those that are only watched.
+    fn begin(&self, pixels: &Tensor, prompts: &[&str]) -> Result<Vec<Pending<'_>>> {
+        self.rewards
+            .iter()
+            .map(|Weighted { reward, weight, .. }| match *weight {
+                0.0 => tch::no_grad(|| reward.begin(pixels, prompts)),
+                _ => reward.begin(pixels, prompts),
+            })
+            .collect()
+    }
+
     /// The weighted, scaled rewards of `pixels`, and each reward's raw values by its name, without a graph: a value an image.
     ///
     /// # Errors
@@ -89,8 +103,9 @@ impl Objective<'_> {
         let prompts: Vec<&str> = batch.prompts.iter().map(String::as_str).collect();
         let mut total = vec![0.0; prompts.len()];
         let mut raw = Vec::new();
-        for (weighted, scale) in self.rewards.iter().zip(&self.scales) {
-            let values = numbers(&tch::no_grad(|| weighted.reward.score(pixels, &prompts))?)?;
+        let pending = tch::no_grad(|| self.begin(pixels, &prompts))?;
+        for ((weighted, scale), wait) in self.rewards.iter().zip(&self.scales).zip(pending) {
+            let values = numbers(&tch::no_grad(wait)?)?;
             for (total, value) in total.iter_mut().zip(&values) {
                 *total += (value - scale.mean) * (weighted.weight / scale.deviation);
             }
@@ -116,10 +131,13 @@ impl Objective<'_> {
                 pixels = (pixels + noise * self.pixel_noise).clamp(0.0, 1.0);
             }
             let mut total = Tensor::zeros([prompts.len() as i64], (Kind::Float, latents.device()));
-            for ((weighted, scale), raw) in self.rewards.iter().zip(&self.scales).zip(&mut raw) {
-                let reward = weighted.reward.score(&pixels, &prompts)?;
+            let pending = self.begin(&pixels, &prompts)?;
+            for (((weighted, scale), raw), wait) in self.rewards.iter().zip(&self.scales).zip(&mut raw).zip(pending) {
+                let reward = wait()?;
                 raw.push(reward.detach());
-                total += (reward - scale.mean) * (weighted.weight / scale.deviation);
+                if weighted.weight != 0.0 {
+                    total += (reward - scale.mean) * (weighted.weight / scale.deviation);
+                }
             }
             losses.push(match self.shaping {
                 Shaping::Negative => -total,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use reward::{measures::PixelMeasure, rewards::name::RewardName};
+
 use super::config::{FinetuneConfig, Train};
 use crate::{
     Error, Result,
@@ -12,6 +14,9 @@ use crate::{
 const MOST: usize = 100_000_000;
 /// No model makes images of a longer side, in pixels.
 const LONGEST_SIDE: usize = 65_536;
+
+/// No answer is waited for as long, in seconds.
+const LONGEST_WAIT: f64 = 1e6;
 
 /// Values that a setting may have.
 #[derive(Clone, Copy)]
@@ -26,6 +31,7 @@ enum Want {
     Finite,
     Share,
     BelowOne,
+    Seconds,
 }
 
 impl Want {
@@ -42,6 +48,7 @@ impl Want {
             Self::Finite => value.is_finite(),
             Self::Share => (0.0..=1.0).contains(&value),
             Self::BelowOne => (0.0..1.0).contains(&value),
+            Self::Seconds => value > 0.0 && value <= LONGEST_WAIT,
         }
     }
 }
@@ -59,6 +66,7 @@ impl fmt::Display for Want {
             Self::Finite => formatter.write_str("a finite number"),
             Self::Share => formatter.write_str("0 to 1"),
             Self::BelowOne => formatter.write_str("0 up to 1"),
+            Self::Seconds => write!(formatter, "more than 0 and at most {LONGEST_WAIT} seconds"),
         }
     }
 }
@@ -81,14 +89,16 @@ impl FinetuneConfig {
         if self.output.is_none() {
             return Err(missing("output", "a folder for the run"));
         }
-        if self.activation.is_some() && !self.reward.iter().any(|spec| spec.name.takes_activation()) {
+        if self.activation.is_some()
+            && !self.reward.iter().any(|spec| spec.name().is_some_and(RewardName::takes_activation))
+        {
             let text = "activation is set: only the rewards `social-reward`, `clip-score` and `aesthetic` read it";
             return Err(Error::usage(text));
         }
-        let standing = self.reward.iter().find(|spec| spec.name.needs_clip());
+        let standing = self.reward.iter().find(|spec| spec.name().is_some_and(RewardName::needs_clip));
         match (standing, &self.clip) {
             (Some(spec), None) => {
-                return Err(missing("clip", &format!("the CLIP that the reward `{}` stands on", spec.name.as_str())));
+                return Err(missing("clip", &format!("the CLIP that the reward `{}` stands on", spec.label())));
             }
             (None, Some(_)) => return Err(Error::usage("clip is set: only the reward `aesthetic` stands on it")),
             _ => {}
@@ -104,9 +114,14 @@ impl FinetuneConfig {
             if self.reward.is_empty() {
                 return Err(missing("reward", "the model whose score is to rise: [NAME=]PATH[@WEIGHT]"));
             }
+            if self.reward.iter().all(|spec| spec.weight == 0.0) {
+                return Err(Error::usage("every reward has the weight 0: nothing is to rise")
+                    .hint("weight 0 is for rewards that are only watched, beside one that is maximised"));
+            }
         } else if !self.reward.is_empty() && self.held_out_prompts.is_none() {
             return Err(missing("held_out_prompts", &format!("with {method}, rewards only watch held-out prompts")));
         }
+        self.check_labels()?;
         self.check_used(method)?;
         for (name, value, want) in self.values() {
             if let Some(value) = value.filter(|value| !want.holds(*value)) {
@@ -158,7 +173,37 @@ impl FinetuneConfig {
             ("eta", self.eta, Want::Share),
             ("prompt_dropout", Some(self.prompt_dropout), Want::BelowOne),
             ("ema_decay", self.ema_decay, Want::BelowOne),
+            ("reward_timeout", Some(self.reward_timeout), Want::Seconds),
+            ("reward_restarts", count(self.reward_restarts), Want::NotNegative),
         ]
+    }
+
+    /// Refuses labels of rewards that `metrics.jsonl` has for something else.
+    fn check_labels(&self) -> Result<()> {
+        const FIGURES: [&str; 12] = [
+            "step",
+            "loss",
+            "held_out_loss",
+            "reward",
+            "held_out_reward",
+            "epsilon_drift",
+            "gain",
+            "gain_low",
+            "gain_high",
+            "composite",
+            "diversity",
+            "lora_norm",
+        ];
+        let measures = PixelMeasure::ALL.map(|measure| measure.as_str().replace('-', "_"));
+        let taken = |label: &str| FIGURES.contains(&label) || measures.iter().any(|measure| measure == label);
+        match self.reward.iter().find(|spec| taken(spec.label())) {
+            Some(spec) => Err(Error::usage(format!(
+                "reward `{spec}`: metrics.jsonl has another figure by the name `{}`",
+                spec.label()
+            ))
+            .hint("give it another label")),
+            None => Ok(()),
+        }
     }
 
     /// Refuses settings that `method` would not look at.
@@ -185,6 +230,8 @@ impl FinetuneConfig {
         let needs = |what: &str| format!("only {what} has it, this is `{method}`");
         let rewarded = || needs("a method with a reward");
         let adapters = || "only new adapters have it".to_owned();
+        let outside = self.reward.iter().any(|spec| spec.name().is_none());
+        let awaited = || "only rewards `command:…` and `http:…` are waited for".to_owned();
         for (name, set, used, why) in [
             ("prompts", self.prompts.is_some(), prompted, needs("a method that makes images")),
             ("anchor", self.anchor > 0.0, !own, rewarded()),
@@ -193,6 +240,8 @@ impl FinetuneConfig {
             ("weight_noise", self.weight_noise > 0.0, !own, rewarded()),
             ("images_per_prompt", self.images_per_prompt > 1, !own, rewarded()),
             ("negative_branch_gradient", self.negative_branch_gradient.is_some(), !own, rewarded()),
+            ("reward_timeout", self.reward_timeout != default.reward_timeout, outside, awaited()),
+            ("reward_restarts", self.reward_restarts != default.reward_restarts, outside, awaited()),
             ("lora_rank", self.lora_rank != default.lora_rank, new_adapters, adapters()),
             ("lora_alpha", self.lora_alpha.is_some(), new_adapters, adapters()),
             ("lora_targets", self.lora_targets != default.lora_targets, new_adapters, adapters()),
@@ -214,13 +263,20 @@ impl FinetuneConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reward::clip::config::Activation;
+    use reward::{clip::config::Activation, rewards::spec::RewardSpec};
 
     use crate::finetune::config::tests::{complete, named};
+
+    fn rewards(specs: &[&str]) -> Vec<RewardSpec> {
+        specs.iter().map(|spec| spec.parse().unwrap()).collect()
+    }
 
     #[test]
     fn each_bad_value_is_named() {
         complete().check().unwrap();
+        let outside = rewards(&["random:tiny", "command:ocr=python3 ocr.py@0", "http:clip=http://localhost/score"]);
+        let awaited = FinetuneConfig { reward: outside, reward_timeout: 1.0, reward_restarts: 2, ..complete() };
+        awaited.check().unwrap();
         for (name, config) in [
             ("--algorithm", FinetuneConfig { algorithm: None, ..complete() }),
             ("--model", FinetuneConfig { model: None, ..complete() }),
@@ -249,6 +305,18 @@ mod tests {
             ("learning_rate", FinetuneConfig { learning_rate: -1.0, ..complete() }),
             ("eta", FinetuneConfig { eta: Some(1.5), ..complete() }),
             ("ema_decay", FinetuneConfig { ema_decay: Some(1.0), ..complete() }),
+            ("every reward has the weight 0", FinetuneConfig { reward: rewards(&["random:tiny@0"]), ..complete() }),
+            ("by the name `gain`", FinetuneConfig { reward: rewards(&["command:gain=a"]), ..complete() }),
+            (
+                "by the name `edge_density`",
+                FinetuneConfig { reward: rewards(&["http:edge_density=http://h"]), ..complete() },
+            ),
+            ("reward_timeout is set", FinetuneConfig { reward_timeout: 1.0, ..complete() }),
+            ("reward_restarts is set", FinetuneConfig { reward_restarts: 1, ..complete() }),
+            (
+                "reward_timeout = 0: want more than 0 and at most 1000000 seconds",
+                FinetuneConfig { reward_timeout: 0.0, reward: rewards(&["command:x=a"]), ..complete() },
+            ),
             (
                 "train = \"full\"",
                 FinetuneConfig { train: Train::Full, lora: vec![crate::lora::LoraSpec::new("x")], ..complete() },
