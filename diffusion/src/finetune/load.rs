@@ -137,7 +137,8 @@ fn rewards(config: &FinetuneConfig, device: Device, kind: Kind, observer: &dyn O
 fn needs_gradient(method: Option<&Method>, reward: &dyn Reward) -> Result<()> {
     match method {
         Some(method) if method.reward == RewardUse::Gradient && !reward.differentiable() => {
-            Err(Error::usage(format!("reward `{}` has no gradient, which `{method}` needs", reward.name())))
+            Err(Error::usage(format!("reward `{}` has no gradient, which `{method}` needs", reward.name()))
+                .hint("at weight 0 it is only watched"))
         }
         _ => Ok(()),
     }

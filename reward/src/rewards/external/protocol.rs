@@ -157,7 +157,7 @@ mod tests {
             ),
             (UniRl, results(json!([{"ocr": {"score": null}}, {}])), "picture 0: want a finite number, got `null`"),
             (FlowFactory, json!({"rewards": [1]}), "want 2 score(s), got 1"),
-            (FlowFactory, json!({"rewards": [1, 1e300]}), "picture 1: want a finite number, got `1e300`"),
+            (FlowFactory, json!({"rewards": [1, 1e300]}), "picture 1: want a finite number, got `1e+300`"),
             (FlowFactory, json!({"scores": [1, 2]}), r#"want a list `rewards`, got `{"scores":[1,2]}`"#),
             (FlowGrpo, json!({"error": "CUDA out of memory"}), "it answers an error: CUDA out of memory"),
             (FlowGrpo, json!([1, 2]), "want a list `scores` or `outputs`, got `[1,2]`"),
