@@ -34,8 +34,9 @@ pub struct Command {
     command: String,
     words: Vec<String>,
     timeout: Duration,
-    folder: tempfile::TempDir,
     talk: RefCell<Talk>,
+    /// Of pictures that are not answered yet. Dropped after the program, which may still read there.
+    folder: tempfile::TempDir,
 }
 
 /// The program, and what was said.
