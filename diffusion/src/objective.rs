@@ -1,6 +1,9 @@
 //! From latents to a loss: decode, score, standardise, shape; one place for all methods.
 
-use reward::{closed_set, rewards::Reward};
+use reward::{
+    closed_set,
+    rewards::{Pending, Reward},
+};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -97,6 +100,9 @@ pub struct Scores {
     pub raw: Vec<Vec<f64>>,
 }
 
+/// Scores under way: waits for them.
+pub type PendingScores<'a> = Box<dyn FnOnce() -> Result<Scores> + 'a>;
+
 impl Scores {
     /// Adds the scores of more images.
     pub fn extend(&mut self, more: Self) {
@@ -114,16 +120,40 @@ impl Objective<'_> {
         (self.vae.decode(&(latents / self.vae.config.scaling_factor)) / 2.0 + 0.5).clamp(0.0, 1.0)
     }
 
+    /// Begins the scores of all rewards before one is waited for; without a graph those that are only watched.
+    fn begin(&self, pixels: &Tensor, prompts: &[&str]) -> Result<Vec<Pending<'_>>> {
+        self.rewards
+            .iter()
+            .map(|Weighted { reward, weight, .. }| match *weight {
+                0.0 => tch::no_grad(|| reward.begin(pixels, prompts)),
+                _ => reward.begin(pixels, prompts),
+            })
+            .collect()
+    }
+
     /// Scores `pixels` `[B, 3, H, W]`, the images of `batch`, without a graph.
     ///
     /// # Errors
     /// A reward fails, or gives what is no number.
     pub fn score(&self, pixels: &Tensor, batch: &Batch) -> Result<Scores> {
-        let prompts: Vec<&str> = batch.prompts.iter().map(String::as_str).collect();
+        self.begin_scores(pixels, batch)?()
+    }
+
+    /// Begins what [`Self::score`] does; what comes back waits for rewards that compute elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn begin_scores<'a>(&'a self, pixels: &Tensor, batch: &Batch) -> Result<PendingScores<'a>> {
+        let prompts = batch.prompts.clone();
+        let pending = tch::no_grad(|| self.begin(pixels, &prompts.iter().map(String::as_str).collect::<Vec<_>>()))?;
+        Ok(Box::new(move || self.finish_scores(pending, &prompts)))
+    }
+
+    fn finish_scores(&self, pending: Vec<Pending>, prompts: &[String]) -> Result<Scores> {
         let mut scores = Scores { total: vec![0.0; prompts.len()], raw: Vec::new() };
-        for (weighted, scale) in self.rewards.iter().zip(&self.scales) {
-            let values = numbers(&tch::no_grad(|| weighted.reward.score(pixels, &prompts))?)?;
-            if let Some((value, prompt)) = values.iter().zip(&prompts).find(|(value, _)| !value.is_finite()) {
+        for ((weighted, scale), wait) in self.rewards.iter().zip(&self.scales).zip(pending) {
+            let values = numbers(&tch::no_grad(wait)?)?;
+            if let Some((value, prompt)) = values.iter().zip(prompts).find(|(value, _)| !value.is_finite()) {
                 return Err(Error::data(format!("reward `{}` gives {value} for prompt {prompt:?}", weighted.label)));
             }
             for (total, value) in scores.total.iter_mut().zip(&values) {
@@ -151,14 +181,13 @@ impl Objective<'_> {
                 pixels = (pixels + noise * self.pixel_noise).clamp(0.0, 1.0);
             }
             let mut total = Tensor::zeros([prompts.len() as i64], (Kind::Float, latents.device()));
-            for ((weighted, scale), raw) in self.rewards.iter().zip(&self.scales).zip(&mut raw) {
-                if weighted.weight == 0.0 {
-                    raw.push(tch::no_grad(|| weighted.reward.score(&pixels.detach(), &prompts))?);
-                    continue;
-                }
-                let reward = weighted.reward.score(&pixels, &prompts)?;
+            let pending = self.begin(&pixels, &prompts)?;
+            for (((weighted, scale), raw), wait) in self.rewards.iter().zip(&self.scales).zip(&mut raw).zip(pending) {
+                let reward = wait()?;
                 raw.push(reward.detach());
-                total += (reward - scale.mean) * (weighted.weight / scale.deviation);
+                if weighted.weight != 0.0 {
+                    total += (reward - scale.mean) * (weighted.weight / scale.deviation);
+                }
             }
             losses.push(match self.shaping {
                 Shaping::Negative => -total,

@@ -101,7 +101,8 @@ pub(crate) struct FinetuneArgs {
     #[arg(long, value_name = "SD")]
     model: Option<String>,
     /// What is to rise: PATH, NAME=PATH or PATH@WEIGHT; may be given several times. NAME is social-reward if none is given, or
-    /// clip-score, aesthetic, pick-score, hps-v2, hps-v2.1 or image-reward
+    /// clip-score, aesthetic, pick-score, hps-v2, hps-v2.1 or image-reward. Or a program, command:LABEL=CMD, or a server,
+    /// http:LABEL=URL. At weight 0 a reward is only watched
     #[arg(long, value_name = "REWARD")]
     reward: Option<Vec<String>>,
     /// The CLIP ViT-L/14 that the reward `aesthetic` stands on
@@ -110,6 +111,12 @@ pub(crate) struct FinetuneArgs {
     /// Overrides the activation of the CLIPs of social-reward, clip-score and --clip
     #[arg(long, value_parser = PossibleValuesParser::new(["quick-gelu", "gelu"]))]
     activation: Option<String>,
+    /// For command: and http: rewards: the longest silence while an answer is due [default: 120]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    reward_timeout: Option<f64>,
+    /// For command: and http: rewards: how often to start the program, or send the request, again [default: 0]
+    #[arg(long, value_name = "N")]
+    reward_restarts: Option<u32>,
     /// Unit of rewards: of the base model's images, or none [default: standardised]
     #[arg(long, value_parser = PossibleValuesParser::new(["standardised", "raw"]))]
     reward_scale: Option<String>,

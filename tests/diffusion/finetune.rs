@@ -289,6 +289,35 @@ fn a_hacked_reward_ends_the_run_at_its_best() {
     assert!(weights("best") == weights("lora"));
 }
 
+/// It is asked for every picture, and does not train; what it says is shown.
+#[test]
+fn a_program_of_the_user_watches_a_run() {
+    let work = workspace();
+    let script = "
+import json, os, sys
+print('weights are read', file=sys.stderr)
+for line in sys.stdin:
+    request = json.loads(line)
+    print(json.dumps({'id': request['id'], 'score': os.path.getsize(request['path']) / 1000}), flush=True)
+";
+    work.write("size.py", script);
+    let run = |rewards: &str, output: &str| {
+        work.run(&format!(
+            "{TINY} {rewards} --algorithm draft-k --held-out-prompts held-out.txt --held-out-images 4 --scale-images 4 \
+             --train-steps 2 --sample-steps 3 --height 32 --width 32 --evaluate-every 0 --output {output}"
+        ))
+    };
+    let watched = run("--reward 'command:size=python3 size.py@0' --reward-restarts 1", "watched");
+    watched.succeeds().says("[size] weights are read");
+    run("", "alone").succeeds();
+    let weights = |run: &str| work.bytes(&format!("{run}/lora/pytorch_lora_weights.safetensors"));
+    assert!(weights("watched") == weights("alone"));
+    let figures = |name: &str| work.metrics("watched", name).iter().map(|line| line[name].as_f64().unwrap()).collect();
+    let (trained, held_out): (Vec<f64>, Vec<f64>) = (figures("size_mean"), figures("size"));
+    assert_eq!((trained.len(), held_out.len()), (2, 2));
+    assert!(trained.iter().chain(&held_out).all(|size| *size > 0.5), "{trained:?} {held_out:?}");
+}
+
 #[test]
 fn what_cannot_work_is_named() {
     let work = workspace();
@@ -304,6 +333,9 @@ fn what_cannot_work_is_named() {
         ("--algorithm draft-k --stop-after-falls 2", 2, ["stop_after_falls", "held_out_prompts"]),
         ("--algorithm draft-k --reward clipscore=x", 2, ["clipscore", "social-reward"]),
         ("--algorithm draft-k --reward nowhere.pt", 1, ["nowhere.pt", "no such file"]),
+        ("--algorithm draft-k --reward command:own=cat", 2, ["`own` has no gradient", "`draft-k`"]),
+        ("--algorithm draft-k --reward command:own=cat@0", 1, ["reward `own`: request 0", "want a finite number"]),
+        ("--algorithm draft-k --reward-timeout 9", 2, ["reward_timeout is set", "`command:…`"]),
         (
             "--algorithm draft-k --reward golden/pipeline/model/unet/diffusion_pytorch_model.safetensors",
             1,

@@ -17,7 +17,7 @@ const DECODED: i64 = 8;
 /// A reward fails, or one image does not fit into memory.
 pub(super) fn roll<T>(scene: &Scene, make: impl Fn(Range<usize>) -> (T, Tensor)) -> Result<(Vec<T>, Scores)> {
     scene.micro_batches.run(scene.items.len(), |ranges| {
-        let (mut kept, mut scores) = (Vec::new(), Scores::default());
+        let (mut kept, mut pending) = (Vec::new(), Vec::new());
         for images in ranges {
             let (some, latents) = make(images.clone());
             kept.push(some);
@@ -25,8 +25,13 @@ pub(super) fn roll<T>(scene: &Scene, make: impl Fn(Range<usize>) -> (T, Tensor))
             for latents in latents.split(DECODED, 0) {
                 let batch = scene.batch(start..start + latents.size()[0] as usize);
                 start += latents.size()[0] as usize;
-                scores.extend(scene.objective.score(&scene.objective.decode(&latents), &batch)?);
+                pending.push(scene.objective.begin_scores(&scene.objective.decode(&latents), &batch)?);
             }
+        }
+        // Only now: a reward in another program scores the first images while the next are made.
+        let mut scores = Scores::default();
+        for wait in pending {
+            scores.extend(wait()?);
         }
         Ok((kept, scores))
     })

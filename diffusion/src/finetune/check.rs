@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use reward::{measures::PixelMeasure, rewards::name::RewardName};
+
 use super::config::{FinetuneConfig, Train};
 use crate::{
     Error, Result,
@@ -12,6 +14,9 @@ use crate::{
 const MOST: usize = 100_000_000;
 /// No model makes images of a longer side, in pixels.
 const LONGEST_SIDE: usize = 65_536;
+
+/// No answer is waited for as long, in seconds.
+const LONGEST_WAIT: f64 = 1e6;
 
 /// Values that a setting may have.
 #[derive(Clone, Copy)]
@@ -28,6 +33,7 @@ enum Want {
     Finite,
     Share,
     BelowOne,
+    Seconds,
 }
 
 impl Want {
@@ -46,6 +52,7 @@ impl Want {
             Self::Finite => value.is_finite(),
             Self::Share => (0.0..=1.0).contains(&value),
             Self::BelowOne => (0.0..1.0).contains(&value),
+            Self::Seconds => value > 0.0 && value <= LONGEST_WAIT,
         }
     }
 }
@@ -65,6 +72,7 @@ impl fmt::Display for Want {
             Self::Finite => formatter.write_str("a finite number"),
             Self::Share => formatter.write_str("0 to 1"),
             Self::BelowOne => formatter.write_str("0 up to 1"),
+            Self::Seconds => write!(formatter, "more than 0 and at most {LONGEST_WAIT} seconds"),
         }
     }
 }
@@ -87,14 +95,16 @@ impl FinetuneConfig {
         if self.output.is_none() {
             return Err(missing("output", "a folder for the run"));
         }
-        if self.activation.is_some() && !self.reward.iter().any(|spec| spec.name.takes_activation()) {
+        if self.activation.is_some()
+            && !self.reward.iter().any(|spec| spec.name().is_some_and(RewardName::takes_activation))
+        {
             let text = "activation is set: only the rewards `social-reward`, `clip-score` and `aesthetic` read it";
             return Err(Error::usage(text));
         }
-        let standing = self.reward.iter().find(|spec| spec.name.needs_clip());
+        let standing = self.reward.iter().find(|spec| spec.name().is_some_and(RewardName::needs_clip));
         match (standing, &self.clip) {
             (Some(spec), None) => {
-                return Err(missing("clip", &format!("the CLIP that the reward `{}` stands on", spec.name.as_str())));
+                return Err(missing("clip", &format!("the CLIP that the reward `{}` stands on", spec.label())));
             }
             (None, Some(_)) => return Err(Error::usage("clip is set: only the reward `aesthetic` stands on it")),
             _ => {}
@@ -108,10 +118,15 @@ impl FinetuneConfig {
             if self.reward.is_empty() {
                 return Err(missing("reward", "the model whose score is to rise: [NAME=]PATH[@WEIGHT]"));
             }
+            if self.reward.iter().all(|spec| spec.weight == 0.0) {
+                return Err(Error::usage("every reward has the weight 0: nothing is to rise")
+                    .hint("weight 0 is for rewards that are only watched, beside one that is maximised"));
+            }
         } else if !self.reward.is_empty() && self.held_out_prompts.is_none() {
             let text = format!("with {method} on {}, rewards only watch held-out prompts", data.setting());
             return Err(missing("held_out_prompts", &text));
         }
+        self.check_labels()?;
         self.check_used(method, data)?;
         for (name, value, want) in self.values() {
             if let Some(value) = value.filter(|value| !want.holds(*value)) {
@@ -176,7 +191,38 @@ impl FinetuneConfig {
             ("eta", self.eta, Want::Share),
             ("prompt_dropout", Some(self.prompt_dropout), Want::BelowOne),
             ("ema_decay", self.ema_decay, Want::BelowOne),
+            ("reward_timeout", Some(self.reward_timeout), Want::Seconds),
+            ("reward_restarts", count(self.reward_restarts), Want::NotNegative),
         ]
+    }
+
+    /// Refuses labels of rewards that `metrics.jsonl` has for something else.
+    fn check_labels(&self) -> Result<()> {
+        const FIGURES: [&str; 13] = [
+            "step",
+            "loss",
+            "held_out_loss",
+            "reward",
+            "held_out_reward",
+            "epsilon_drift",
+            "epsilon_norm_ratio",
+            "gain",
+            "gain_low",
+            "gain_high",
+            "composite",
+            "diversity",
+            "lora_norm",
+        ];
+        let measures = PixelMeasure::ALL.map(|measure| measure.as_str().replace('-', "_"));
+        let taken = |label: &str| FIGURES.contains(&label) || measures.iter().any(|measure| measure == label);
+        match self.reward.iter().find(|spec| taken(spec.label())) {
+            Some(spec) => Err(Error::usage(format!(
+                "reward `{spec}`: metrics.jsonl has another figure by the name `{}`",
+                spec.label()
+            ))
+            .hint("give it another label")),
+            None => Ok(()),
+        }
     }
 
     /// Refuses settings that `method` would not look at.
@@ -243,6 +289,8 @@ impl FinetuneConfig {
             ("only a method that follows a reward's gradient has it", "only own images are made");
         let guided = gradient || method.samplers == Samplers::Stochastic;
         let watching = self.held_out_prompts.is_some() && !self.reward.is_empty();
+        let outside = self.reward.iter().any(|spec| spec.name().is_none());
+        let awaited = "only rewards `command:…` and `http:…` are waited for";
         #[rustfmt::skip]
         let others = [
             ("anchor", self.anchor > 0.0, gradient, of_gradient),
@@ -251,6 +299,8 @@ impl FinetuneConfig {
             ("weight_noise", self.weight_noise > 0.0, gradient, of_gradient),
             ("negative_branch_gradient", self.negative_branch_gradient.is_some(), guided, "its loss is not guided"),
             ("images_per_prompt", self.images_per_prompt.is_some(), self.rewarded(), of_own),
+            ("reward_timeout", self.reward_timeout != default.reward_timeout, outside, awaited),
+            ("reward_restarts", self.reward_restarts != default.reward_restarts, outside, awaited),
             ("lora_rank", self.lora_rank != default.lora_rank, new_adapters, "only new adapters have it"),
             ("lora_alpha", self.lora_alpha.is_some(), new_adapters, "only new adapters have it"),
             ("lora_targets", self.lora_targets != default.lora_targets, new_adapters, "only new adapters have it"),
@@ -288,13 +338,20 @@ fn described(data: Data) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reward::clip::config::Activation;
+    use reward::{clip::config::Activation, rewards::spec::RewardSpec};
 
     use crate::finetune::config::tests::{complete, named};
+
+    fn rewards(specs: &[&str]) -> Vec<RewardSpec> {
+        specs.iter().map(|spec| spec.parse().unwrap()).collect()
+    }
 
     #[test]
     fn each_bad_value_is_named() {
         complete().check().unwrap();
+        let outside = rewards(&["random:tiny", "command:ocr=python3 ocr.py@0", "http:clip=http://localhost/score"]);
+        let awaited = FinetuneConfig { reward: outside, reward_timeout: 1.0, reward_restarts: 2, ..complete() };
+        awaited.check().unwrap();
         for (name, config) in [
             ("--algorithm", FinetuneConfig { algorithm: None, ..complete() }),
             ("--model", FinetuneConfig { model: None, ..complete() }),
@@ -323,6 +380,18 @@ mod tests {
             ("learning_rate", FinetuneConfig { learning_rate: -1.0, ..complete() }),
             ("eta", FinetuneConfig { eta: Some(1.5), ..complete() }),
             ("ema_decay", FinetuneConfig { ema_decay: Some(1.0), ..complete() }),
+            ("every reward has the weight 0", FinetuneConfig { reward: rewards(&["random:tiny@0"]), ..complete() }),
+            ("by the name `gain`", FinetuneConfig { reward: rewards(&["command:gain=a"]), ..complete() }),
+            (
+                "by the name `edge_density`",
+                FinetuneConfig { reward: rewards(&["http:edge_density=http://h"]), ..complete() },
+            ),
+            ("reward_timeout is set", FinetuneConfig { reward_timeout: 1.0, ..complete() }),
+            ("reward_restarts is set", FinetuneConfig { reward_restarts: 1, ..complete() }),
+            (
+                "reward_timeout = 0: want more than 0 and at most 1000000 seconds",
+                FinetuneConfig { reward_timeout: 0.0, reward: rewards(&["command:x=a"]), ..complete() },
+            ),
             (
                 "train = \"full\"",
                 FinetuneConfig { train: Train::Full, lora: vec![crate::lora::LoraSpec::new("x")], ..complete() },

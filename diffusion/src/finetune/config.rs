@@ -7,7 +7,7 @@ use reward::{
     closed_set,
     device::{DeviceName, Precision},
     optim::Schedule,
-    rewards::spec::RewardSpec,
+    rewards::{external::Limits, spec::RewardSpec},
     run::changed_settings,
 };
 use serde::{Deserialize, Serialize};
@@ -71,12 +71,16 @@ pub struct FinetuneConfig {
     pub algorithm: Option<MethodName>,
     /// The model: folder, single file, hub id or `random:NAME`.
     pub model: Option<String>,
-    /// Rewards with weights: `[NAME=]PATH[@WEIGHT]`.
+    /// Rewards with weights: `[NAME=]PATH[@WEIGHT]`, `command:LABEL=CMD[@WEIGHT]`, `http:LABEL=URL[@WEIGHT]`.
     pub reward: Vec<RewardSpec>,
     /// The CLIP that a reward stands on whose file has none: `aesthetic`.
     pub clip: Option<String>,
     /// Overrides the activation of a reward's CLIP that may have either.
     pub activation: Option<Activation>,
+    /// The longest silence of a command or a server while an answer is due, in seconds.
+    pub reward_timeout: f64,
+    /// How often in a run a command is started again, or a request to a server sent again.
+    pub reward_restarts: usize,
     /// In which unit rewards are maximised.
     pub reward_scale: RewardScale,
     /// Images of the base model that give the scale.
@@ -235,6 +239,8 @@ impl Default for FinetuneConfig {
             reward: Vec::new(),
             clip: None,
             activation: None,
+            reward_timeout: Limits::default().timeout_seconds,
+            reward_restarts: Limits::default().restarts,
             reward_scale: RewardScale::Standardised,
             scale_images: 64,
             prompts: None,
@@ -312,8 +318,10 @@ impl Default for FinetuneConfig {
 }
 
 /// Settings that may differ when a run is resumed: they change where and how fast, not what is computed.
-const FREE_ON_RESUME: [&str; 9] = [
+const FREE_ON_RESUME: [&str; 11] = [
     "output",
+    "reward_timeout",
+    "reward_restarts",
     "checkpoint_every",
     "evaluate_every",
     "keep_checkpoints",
@@ -408,6 +416,11 @@ impl FinetuneConfig {
         )
     }
 
+    /// How long commands and servers are waited for.
+    pub(super) fn limits(&self) -> Limits {
+        Limits { timeout_seconds: self.reward_timeout, restarts: self.reward_restarts }
+    }
+
     /// Names of the settings that differ from `earlier` and would make a resumed run another run.
     pub fn changed_since(&self, earlier: &Self) -> Vec<String> {
         let mut names = changed_settings(&self.without_paths(), &earlier.without_paths(), &FREE_ON_RESUME);
@@ -458,7 +471,13 @@ pub(super) mod tests {
 
     #[test]
     fn a_resumed_run_may_be_longer_but_not_another() {
-        let longer = FinetuneConfig { train_steps: 500, gradient_accumulation: Some(2), ..complete() };
+        let longer = FinetuneConfig {
+            train_steps: 500,
+            gradient_accumulation: Some(2),
+            reward_timeout: 1.0,
+            reward_restarts: 1,
+            ..complete()
+        };
         assert_eq!(longer.changed_since(&complete()), Vec::<String>::new());
         let other = FinetuneConfig { learning_rate: 1.0, seed: 2, ..complete() };
         assert_eq!(other.changed_since(&complete()), ["learning_rate", "seed"]);

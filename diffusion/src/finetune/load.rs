@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use reward::{
     event::{Event, Observer},
     native::memory,
-    rewards::{Reward, load::LoadOptions},
+    rewards::{Reward, load::LoadOptions, self_test},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -58,20 +58,7 @@ impl Parts {
         drop(source.sampler(config.scheduler, config.sample_steps, config.sampling().1)?);
         let device = config.device.resolve()?;
         let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
-        let mut rewards: Vec<Weighted> = Vec::new();
-        for spec in &config.reward {
-            let (clip, activation) = (config.clip.as_deref(), config.activation);
-            let reward = spec.load_with(&LoadOptions { clip, activation, device, kind }, observer)?;
-            if spec.weight != 0.0 {
-                needs_gradient(config.method(), reward.as_ref())?;
-            }
-            let mut label = reward.name().to_owned();
-            let same = rewards.iter().filter(|other| other.reward.name() == label).count();
-            if same > 0 {
-                label = format!("{label}-{}", same + 1);
-            }
-            rewards.push(Weighted { label, reward, weight: spec.weight });
-        }
+        let rewards = rewards(config, device, kind, observer)?;
         source.tell(observer)?;
         prompts::warn(&prompts, &config.negative_prompt, &source.tokenizer()?, observer)?;
         let models = Models::load(config, source, device, kind)?;
@@ -141,11 +128,33 @@ pub(super) fn rows(config: &FinetuneConfig) -> Result<Rows> {
     }
 }
 
+/// The rewards, each tried on test pictures; those that are only watched come last, so that the first is the target.
+fn rewards(config: &FinetuneConfig, device: Device, kind: Kind, observer: &dyn Observer) -> Result<Vec<Weighted>> {
+    let (clip, activation, limits) = (config.clip.as_deref(), config.activation, config.limits());
+    let mut rewards: Vec<Weighted> = Vec::new();
+    for spec in &config.reward {
+        let reward = spec.load_with(&LoadOptions { clip, activation, device, kind, limits }, observer)?;
+        if spec.weight != 0.0 {
+            needs_gradient(config.method(), reward.as_ref())?;
+        }
+        // What another program computes in is not known.
+        let kind = if spec.name().is_some() { kind } else { Kind::Float };
+        self_test(reward.as_ref(), device, kind, observer)?;
+        let name = reward.name();
+        let names = std::iter::once(name.to_owned()).chain((2..).map(|number| format!("{name}-{number}")));
+        let label = names.into_iter().find(|name| rewards.iter().all(|other| other.label != *name));
+        rewards.push(Weighted { label: label.unwrap_or_default(), reward, weight: spec.weight });
+    }
+    rewards.sort_by_key(|weighted| weighted.weight == 0.0);
+    Ok(rewards)
+}
+
 /// Methods that follow a reward's gradient refuse one that has none.
 fn needs_gradient(method: Option<&Method>, reward: &dyn Reward) -> Result<()> {
     match method {
         Some(method) if method.reward == RewardUse::Gradient && !reward.differentiable() => {
-            Err(Error::usage(format!("reward `{}` has no gradient, which `{method}` needs", reward.name())))
+            Err(Error::usage(format!("reward `{}` has no gradient, which `{method}` needs", reward.name()))
+                .hint("at weight 0 it is only watched"))
         }
         _ => Ok(()),
     }

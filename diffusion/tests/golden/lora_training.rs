@@ -103,14 +103,15 @@ fn config(folder: &Path, method: &'static Method) -> FinetuneConfig {
     let (prompts, images) = (folder.join("prompts.txt"), folder.join("images.csv"));
     fs_err::write(&prompts, "a fox\nan owl\n").unwrap();
     image::RgbImage::from_pixel(64, 64, image::Rgb([200, 30, 30])).save(folder.join("red.png")).unwrap();
-    fs_err::write(&images, "prompt,path\nred,red.png\nred again,red.png\n").unwrap();
+    fs_err::write(&images, "prompt,path,liked\nred,red.png,true\nred again,red.png,false\n").unwrap();
     let by_reward = method.data.contains(&Data::Prompts);
     FinetuneConfig {
         algorithm: Some(MethodName(method)),
         model: Some(model(folder)),
         reward: if by_reward { vec!["random:tiny".parse().unwrap()] } else { Vec::new() },
         prompts: by_reward.then_some(prompts),
-        images: (!by_reward).then_some(images),
+        images: method.data.contains(&Data::Pictures).then(|| images.clone()),
+        labels: method.data.contains(&Data::Labels).then_some(images),
         output: Some(folder.join("run")),
         train_steps: 2,
         sample_steps: 3,

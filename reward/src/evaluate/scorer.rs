@@ -22,7 +22,7 @@ use crate::{
 #[cfg(feature = "torch")]
 use crate::{
     clip::{config::Activation, preprocessing::Preprocessing},
-    rewards::{load::LoadOptions, spec::RewardSpec},
+    rewards::{external::Limits, load::LoadOptions, spec::RewardSpec},
 };
 
 /// Turns a metric's name into scores.
@@ -44,7 +44,7 @@ impl<'a> Scorer<'a> {
         #[cfg(feature = "torch")]
         for MetricSpec { name, path } in metrics {
             if let (MetricName::Reward(name), Some(path)) = (*name, path) {
-                RewardSpec { name, path: path.clone(), weight: 1.0 }.files(self.run.options.clip.as_deref())?;
+                RewardSpec::known(name, path).files(self.run.options.clip.as_deref())?;
             }
         }
         let (mut columns, mut distances) = (Vec::new(), vec![Vec::new(); self.sets.len()]);
@@ -93,7 +93,7 @@ impl<'a> Scorer<'a> {
     fn reward(&mut self, name: RewardName, path: &str, label: String) -> Result<Vec<Column>> {
         let options = self.run.options;
         let device = options.device.resolve()?;
-        let spec = RewardSpec { name, path: path.to_owned(), weight: 1.0 };
+        let spec = RewardSpec::known(name, path);
         let sha256 = checkpoint_sha256(path, &spec.files(options.clip.as_deref())?, options.open.seed)?;
         let mut convention = name.convention().as_str().to_owned();
         // As published, but for HPSv2, whose pictures are prepared in its own way whatever a folder says.
@@ -108,7 +108,8 @@ impl<'a> Scorer<'a> {
         let compute = |scorer: &mut Self, items: &[Item], scores: &mut [Option<f64>]| {
             scorer.run.observer.event(&Event::Note(&format!("loading {}={path}", name.as_str())));
             let (clip, activation, kind) = (options.clip.as_deref(), options.open.activation, tch::Kind::Float);
-            let reward = spec.load_with(&LoadOptions { clip, activation, device, kind }, scorer.run.observer)?;
+            let options = LoadOptions { clip, activation, device, kind, limits: Limits::default() };
+            let reward = spec.load_with(&options, scorer.run.observer)?;
             let score = |pixels: &tch::Tensor, prompts: &[&str]| reward.score(pixels, prompts);
             pixels::scores(name.as_str(), items, device, scorer.run, scores, score)
         };

@@ -1,5 +1,5 @@
 //! Rewards: learned scores of a picture for a prompt. Each is a file that implements [`Reward`]; [`load`] makes one from its
-//! [name](name::RewardName) and its weights.
+//! [name](name::RewardName) and its weights, or from a [program or server](external) of the user.
 
 #[cfg(feature = "torch")]
 pub mod aesthetic;
@@ -7,6 +7,8 @@ pub mod aesthetic;
 mod affine;
 #[cfg(feature = "torch")]
 pub mod clip;
+#[cfg(feature = "torch")]
+pub mod external;
 #[cfg(feature = "torch")]
 pub mod hps;
 #[cfg(feature = "torch")]
@@ -18,7 +20,11 @@ pub mod name;
 pub mod pick_score;
 #[cfg(feature = "torch")]
 mod reward;
+#[cfg(feature = "torch")]
+mod self_test;
 pub mod spec;
 
 #[cfg(feature = "torch")]
-pub use reward::Reward;
+pub use reward::{Pending, Reward};
+#[cfg(feature = "torch")]
+pub use self_test::self_test;

@@ -4,6 +4,9 @@ use tch::Tensor;
 
 use crate::{Error, Result};
 
+/// Scores under way: waits for them, and gives what [`Reward::score`] would.
+pub type Pending<'a> = Box<dyn FnOnce() -> Result<Tensor> + 'a>;
+
 /// What fine-tuning maximises and evaluation reports.
 pub trait Reward {
     /// The name in settings, files and reports.
@@ -20,6 +23,15 @@ pub trait Reward {
     /// # Panics
     /// Where libtorch does, for example out of memory.
     fn score(&self, pixels: &Tensor, prompts: &[&str]) -> Result<Tensor>;
+
+    /// Begins what [`Self::score`] does, and does not wait where another program does the work. Here: scores at once.
+    ///
+    /// # Errors
+    /// As [`Self::score`]; what another program does wrong is found by the wait.
+    fn begin<'a>(&'a self, pixels: &Tensor, prompts: &[&str]) -> Result<Pending<'a>> {
+        let scores = self.score(pixels, prompts)?;
+        Ok(Box::new(move || Ok(scores)))
+    }
 
     /// Whether gradients reach `pixels` through [`Self::score`].
     fn differentiable(&self) -> bool;

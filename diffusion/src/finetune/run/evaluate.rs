@@ -19,6 +19,7 @@ use crate::{
         held_out::{self, HeldOut},
         reward_scale, samples,
     },
+    objective::Scale,
 };
 
 impl Run<'_> {
@@ -52,10 +53,12 @@ impl Run<'_> {
                     .as_base(|base| images.snapshot(base, &self.objective, &self.parts.embeddings, &progress))?;
                 let mut scales = BTreeMap::new();
                 for weighted in &self.parts.rewards {
-                    scales.insert(
-                        weighted.label.clone(),
-                        reward_scale::of(&weighted.label, snapshot.measure(&weighted.label))?,
-                    );
+                    // A reward that is only watched needs no unit, so that it may be the same for all.
+                    let scale = match weighted.weight {
+                        0.0 => Scale::RAW,
+                        _ => reward_scale::of(&weighted.label, snapshot.measure(&weighted.label))?,
+                    };
+                    scales.insert(weighted.label.clone(), scale);
                 }
                 scales
             }
