@@ -101,7 +101,11 @@ impl Parts {
                 },
                 micro: config.gradient_accumulation.map_or(*micro, |parts| graph.items.div_ceil(parts).min(*micro)),
             },
-            None => estimate.choose(config, graph.items, memory(self.device).map(|memory| memory.free)),
+            None => {
+                // On a CPU more rows than images roll out at a time are no faster, and round otherwise.
+                let most = if self.device.is_cuda() { graph.items } else { graph.items.min(config.batch_size) };
+                estimate.choose(config, [graph.items, most], memory(self.device).map(|memory| memory.free))
+            }
         };
         self.models.unet.checkpointing = choice.checkpointing;
         self.models.vae.checkpointing = choice.checkpointing;

@@ -74,13 +74,13 @@ impl Estimate {
         self.frozen + self.trained + image * choice.micro as f64
     }
 
-    /// The largest micro-batch of the `batch` items of a step that fits into `free` bytes beside the models (which are loaded
-    /// already), with activations kept if all items fit at a time, else computed again.
-    pub(super) fn choose(&self, config: &FinetuneConfig, batch: usize, free: Option<u64>) -> Choice {
-        let given = config.gradient_accumulation.map(|parts| batch.div_ceil(parts));
+    /// The largest micro-batch of the `items` of a step, `most` of them, that fits into `free` bytes beside the models (which are
+    /// loaded already), with activations kept if as many fit at a time, else computed again.
+    pub(super) fn choose(&self, config: &FinetuneConfig, [items, most]: [usize; 2], free: Option<u64>) -> Choice {
+        let given = config.gradient_accumulation.map(|parts| items.div_ceil(parts));
         let room = free.map_or(f64::INFINITY, |free| free as f64 * SHARE - self.trained).max(0.0);
-        let fitting = |image: f64| given.unwrap_or_else(|| ((room / image) as usize).clamp(1, batch));
-        let fits = |image: f64| image * given.unwrap_or(batch) as f64 <= room;
+        let fitting = |image: f64| given.unwrap_or_else(|| ((room / image) as usize).clamp(1, most));
+        let fits = |image: f64| image * given.unwrap_or(most) as f64 <= room;
         let checkpointing = match config.gradient_checkpointing {
             Checkpointing::On => true,
             Checkpointing::Off => false,
@@ -145,7 +145,7 @@ mod tests {
     const ESTIMATE: Estimate = Estimate { frozen: 1e9, trained: 1e8, image: 4e9, image_recomputed: 1e9 };
 
     fn choice(free: f64, config: &FinetuneConfig) -> Choice {
-        ESTIMATE.choose(config, config.batch_size, Some(free as u64))
+        ESTIMATE.choose(config, [config.batch_size; 2], Some(free as u64))
     }
 
     #[test]
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(choice(10e9, &config), Choice { checkpointing: true, micro: 4 });
         assert_eq!(choice(3e9, &config), Choice { checkpointing: true, micro: 2 });
         assert_eq!(choice(1e9, &config), Choice { checkpointing: true, micro: 1 });
-        assert_eq!(ESTIMATE.choose(&config, 4, None), Choice { checkpointing: false, micro: 4 });
+        assert_eq!(ESTIMATE.choose(&config, [4, 4], None), Choice { checkpointing: false, micro: 4 });
         assert_eq!(ESTIMATE.bytes(Choice { checkpointing: true, micro: 2 }), 3.1e9);
     }
 
