@@ -126,9 +126,11 @@ mod tests {
     #[test]
     fn help_says_what_the_code_does() {
         use diffusion::{
-            finetune::{Checkpointing, FinetuneConfig, RewardScale, Train},
+            advantage::Deviation,
+            finetune::{Checkpointing, FinetuneConfig, RewardCombination, RewardScale, Train},
             generate::GenerateConfig,
             objective::Shaping,
+            preference::{PreferenceLoss, Utility},
             schedule::SamplerName,
         };
         use reward::{device::Precision, loss::LossName, optim::Schedule, train::config::TrainConfig};
@@ -152,6 +154,11 @@ mod tests {
         assert_eq!(values(&finetune, "shaping"), Shaping::NAMES);
         assert_eq!(values(&finetune, "gradient-checkpointing"), Checkpointing::NAMES);
         assert_eq!(values(&finetune, "precision"), Precision::NAMES);
+        assert_eq!(values(&finetune, "scheduler"), SamplerName::NAMES);
+        assert_eq!(values(&finetune, "deviation"), Deviation::NAMES);
+        assert_eq!(values(&finetune, "reward-combination"), RewardCombination::NAMES);
+        assert_eq!(values(&finetune, "preference-loss"), PreferenceLoss::NAMES);
+        assert_eq!(values(&finetune, "utility"), Utility::NAMES);
         assert_eq!(values(&generate, "scheduler"), SamplerName::NAMES);
         assert_eq!(values(&generate, "precision"), Precision::NAMES);
         let mut compared = 0;

@@ -386,15 +386,16 @@ fn a_full_disk_leaves_the_older_checkpoint() {
 fn the_configs_are_settings() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/finetune");
     let files: Vec<_> = fs_err::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(files.len(), 7);
+    assert_eq!(files.len(), 14);
     for file in files {
         let mut config: FinetuneConfig = toml::from_str(&fs_err::read_to_string(&file).unwrap()).unwrap();
-        let own = config.method().is_some_and(|method| method.data.contains(&Data::Pictures));
         config.model.get_or_insert("SD".to_owned());
         config.output = Some("out".into());
-        match own {
-            true => config.images = Some("images.parquet".into()),
-            false => {
+        match config.method().map(|method| method.data[0]) {
+            Some(Data::Pictures) => config.images = Some("images.parquet".into()),
+            Some(Data::Triplets) => config.training_file = vec!["triplets.parquet".to_owned()],
+            Some(Data::Labels) => config.labels = Some("likes.csv".into()),
+            _ => {
                 config.reward = vec!["clip_model/final".parse().unwrap()];
                 config.prompts = Some("prompts.txt".into());
                 config.held_out_prompts = Some("held-out.txt".into());

@@ -4,4 +4,5 @@ mod bad;
 mod finetune;
 pub(crate) mod generate;
 mod interrupted;
+mod methods;
 mod models;

@@ -97,7 +97,9 @@ impl PolicyGradient {
 impl Algorithm for PolicyGradient {
     fn graph(&self, settings: &Settings) -> Graph {
         let images = settings.batch_size.div_ceil(settings.minibatches);
-        Graph { items: images * settings.sample_steps, predictions: 1, decoded: 0, guided: true }
+        let steps = settings.sample_steps.saturating_sub(usize::from(self.drop_last)).max(1);
+        let trained = ((steps as f64 * settings.timestep_fraction).round() as usize).max(1);
+        Graph { items: images * trained, predictions: 1, decoded: 0, guided: true }
     }
 
     fn updates(&self) -> usize {

@@ -45,7 +45,7 @@ use models::Models;
 use own_vae::own_vae;
 use run::{Reports, Run};
 
-pub use config::{Checkpointing, FinetuneConfig, RewardScale, Train};
+pub use config::{Checkpointing, FinetuneConfig, RewardCombination, RewardScale, Train};
 pub use inputs::resumed_step;
 
 /// Fine-tunes a model as `config` says, in its output folder; with `resume`, goes on from the newest complete checkpoint there.

@@ -176,7 +176,7 @@ fn what_a_run_starts_from_is_saved_again() {
         lora_rank: plain.lora_rank,
         lora_alpha: None,
         lora_targets: plain.lora_targets,
-        learning_rate: 1e-12,
+        learning_rate: 1e-7,
         train_steps: 1,
         ..config(folder.path(), algorithm::ALL[1])
     };

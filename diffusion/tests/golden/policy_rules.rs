@@ -14,6 +14,7 @@ use diffusion::{
     old_policy::OldPolicy,
     policy::Policy,
     preference::{self, PreferenceLoss, Utility},
+    schedule::Level,
     trajectory::Trajectory,
 };
 use serde_json::Value;
@@ -151,16 +152,22 @@ fn negative_aware(golden: &Golden, policy: &Policy, old: &OldPolicy, case: &Valu
     let (clean, noise, share) = (fixture.torch("clean"), fixture.torch("nft.noise"), fixture.torch("nft.r"));
     let times = policy.sampler.timesteps();
     let mut sum = Tensor::from(0.0_f32);
-    for (step, time) in times.iter().enumerate() {
-        let timesteps = Tensor::from_slice(&[*time as i64; 4]);
+    let noised = |step: usize| {
+        let timesteps = Tensor::from_slice(&[times[step] as i64; 4]);
         let level = policy.schedule.levels(&timesteps, clean.device());
-        let x = level.add_noise(&clean, &noise.select(1, step as i64));
-        let predict = |policy: &Policy| policy.unet.forward(&x, &timesteps, &prompts);
-        let before = tch::no_grad(|| old.stand_in(policy, || predict(policy)));
-        let base = tch::no_grad(|| policy.as_base(|base| Ok(predict(base)))).unwrap();
-        let output = predict(policy);
-        let original = |output: &Tensor| level.original(policy.prediction, output, &x);
-        let losses = nft::losses(&output, &before, &clean, original, &share, settings.beta);
+        (level.add_noise(&clean, &noise.select(1, step as i64)), timesteps, level)
+    };
+    let predict =
+        |policy: &Policy, (x, timesteps, _): &(Tensor, Tensor, Level)| policy.unet.forward(x, timesteps, &prompts);
+    // The old policy first: it takes the place of what trains, which a graph must not see.
+    let steps: Vec<_> = (0..times.len()).map(noised).collect();
+    let before = |noised: &_| tch::no_grad(|| old.stand_in(policy, || predict(policy, noised)));
+    let before: Vec<Tensor> = steps.iter().map(before).collect();
+    for (noised, before) in steps.iter().zip(&before) {
+        let base = tch::no_grad(|| policy.as_base(|base| Ok(predict(base, noised)))).unwrap();
+        let output = predict(policy, noised);
+        let original = |output: &Tensor| noised.2.original(policy.prediction, output, &noised.0);
+        let losses = nft::losses(&output, before, &clean, original, &share, settings.beta);
         sum += losses.mean(Kind::Float) + (output - base).square().mean(Kind::Float) * settings.kl;
     }
     sum / times.len() as f64
