@@ -54,6 +54,26 @@ impl Default for AdapterSwitch {
     }
 }
 
+/// Switches adapters off until it is dropped, also by a panic; then they are as they were.
+pub(crate) struct SwitchedOff<'a> {
+    switch: &'a AdapterSwitch,
+    before: bool,
+}
+
+impl<'a> SwitchedOff<'a> {
+    pub(crate) fn new(switch: &'a AdapterSwitch) -> Self {
+        let before = switch.is_on();
+        switch.set(false);
+        Self { switch, before }
+    }
+}
+
+impl Drop for SwitchedOff<'_> {
+    fn drop(&mut self) {
+        self.switch.set(self.before);
+    }
+}
+
 /// A low-rank update of one layer: `W + scale · up · down`.
 #[derive(Debug)]
 pub struct Adapter {
@@ -277,6 +297,17 @@ impl LayerNorm {
 mod tests {
     use super::*;
     use crate::noise::{Stream, normal};
+
+    #[test]
+    fn what_was_switched_off_stays_off_inside() {
+        let switch = AdapterSwitch::default();
+        {
+            let _outer = SwitchedOff::new(&switch);
+            drop(SwitchedOff::new(&switch));
+            assert!(!switch.is_on());
+        }
+        assert!(switch.is_on());
+    }
 
     /// An update of 1e-4 of the weights, a twentieth of what bf16 resolves, is there in full on the average over outputs.
     #[test]

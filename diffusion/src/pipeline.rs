@@ -8,9 +8,10 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error, Result,
     conditioning::Conditioning,
+    layer::SwitchedOff,
     lora::Lora,
     prompt_encoder::PromptEncoder,
-    sample::{Request, sample, to_bytes},
+    sample::{Phase, Request, sample, to_bytes},
     source::Source,
     unet::Unet,
     vae::{DecodeOptions, Vae},
@@ -55,15 +56,27 @@ impl Pipeline {
         self.prompts.encode(prompts)
     }
 
+    /// The prompts as the UNet takes them, encoded without the text encoder's adapters.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn embed_as_base(&self, prompts: &[&str]) -> Result<Conditioning> {
+        self.prompts.encode_as_base(prompts)
+    }
+
     /// Denoises a batch to latents `[B, C, h, w]`, fp32, before the division by the VAE's scaling factor. `finished` is told
     /// the number of steps done.
     ///
     /// # Errors
     /// As [`sample`].
     pub fn denoise(&self, request: &Request, stop: &AtomicBool, finished: impl FnMut(usize)) -> Result<Tensor> {
-        // Keys and values of the prompts are the same in every step.
-        let prepared = OnceCell::new();
-        let unet = |latents: &Tensor, timesteps: &Tensor, prompts: &Conditioning| {
+        // Keys and values of the prompts are the same in every step of a phase; adapters change them.
+        let (base, adapted) = (OnceCell::new(), OnceCell::new());
+        let unet = |phase, latents: &Tensor, timesteps: &Tensor, prompts: &Conditioning| {
+            let (prepared, _off) = match phase {
+                Phase::Base => (&base, Some(SwitchedOff::new(&self.unet.parameters.switch))),
+                Phase::Adapted => (&adapted, None),
+            };
             self.unet.forward_with(latents, timesteps, prepared.get_or_init(|| self.unet.context(prompts)))
         };
         tch::no_grad(|| sample(unet, request, stop, finished))

@@ -8,7 +8,7 @@ use crate::{
     Result,
     conditioning::Conditioning,
     denoise::{denoise, guide},
-    layer::{AdapterSwitch, Handle},
+    layer::{Handle, SwitchedOff},
     lora::{Merged, merge},
     noise::{self, Stream},
     schedule::{Level, NoiseSchedule, PredictionType, Sampler, Step},
@@ -95,26 +95,6 @@ pub struct Unrolled {
     pub latents: Vec<Tensor>,
     /// Mean squared distance of the trained steps' ε from the base model's, a scalar; absent where nobody asked.
     pub anchor: Option<Tensor>,
-}
-
-/// Switches adapters off until it is dropped, also by a panic; then they are as they were.
-struct SwitchedOff<'a> {
-    switch: &'a AdapterSwitch,
-    before: bool,
-}
-
-impl<'a> SwitchedOff<'a> {
-    fn new(switch: &'a AdapterSwitch) -> Self {
-        let before = switch.is_on();
-        switch.set(false);
-        Self { switch, before }
-    }
-}
-
-impl Drop for SwitchedOff<'_> {
-    fn drop(&mut self) {
-        self.switch.set(self.before);
-    }
 }
 
 /// Adapters that are merged into their weights until it is dropped, also by a panic.
@@ -315,21 +295,5 @@ impl Policy<'_> {
 
     fn timesteps(&self, x: &Tensor, index: usize) -> Tensor {
         Tensor::full([x.size()[0]], self.sampler.timesteps()[index], (Kind::Float, x.device()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_switched_off_stays_off_inside() {
-        let switch = AdapterSwitch::default();
-        {
-            let _outer = SwitchedOff::new(&switch);
-            drop(SwitchedOff::new(&switch));
-            assert!(!switch.is_on());
-        }
-        assert!(switch.is_on());
     }
 }

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error, Result,
     conditioning::Conditioning,
-    layer::{Adapter, Handle},
+    layer::{Adapter, Handle, SwitchedOff},
     source::Source,
     text::TextEncoder,
     tokenizer::Tokenizer,
@@ -57,6 +57,16 @@ impl PromptEncoder {
         };
         let mut hidden = self.encoders.iter().map(one).collect::<Result<Vec<_>>>()?;
         Ok(Conditioning { hidden: if hidden.len() == 1 { hidden.remove(0) } else { Tensor::cat(&hidden, -1) } })
+    }
+
+    /// The prompts as [`Self::encode`] would give them without adapters.
+    ///
+    /// # Errors
+    /// A tokenizer fails.
+    pub fn encode_as_base(&self, prompts: &[&str]) -> Result<Conditioning> {
+        let _off: Vec<SwitchedOff> =
+            self.encoders.iter().map(|(_, encoder)| SwitchedOff::new(&encoder.parameters.switch)).collect();
+        self.encode(prompts)
     }
 }
 

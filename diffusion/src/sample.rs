@@ -13,6 +13,26 @@ use crate::{
     schedule::Sampler,
 };
 
+/// Which model makes a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The base model, without adapters.
+    Base,
+    /// The model with its adapters.
+    Adapted,
+}
+
+/// The first steps of combined generation ("ImageReFL", Sorokin et al., 2025, <https://arxiv.org/abs/2505.22569>), which the
+/// base model makes before the adapters join: images of a tuned model are more diverse so.
+pub struct BaseSteps<'a> {
+    /// How many; with as many as the sampler has, adapters take no part.
+    pub count: usize,
+    /// The prompts as the text encoder without adapters gives them, B of them.
+    pub prompts: &'a Conditioning,
+    /// The negative prompts, encoded in the same way.
+    pub negative_prompts: Option<&'a Conditioning>,
+}
+
 /// What a batch is made from.
 pub struct Request<'a> {
     /// Set to its number of steps.
@@ -21,6 +41,8 @@ pub struct Request<'a> {
     pub prompts: &'a Conditioning,
     /// The negative prompts, B of them or one for all; not needed where the guidance scale is at most 1.
     pub negative_prompts: Option<&'a Conditioning>,
+    /// The first steps, where the base model makes them.
+    pub base: Option<BaseSteps<'a>>,
     /// Noise of unit variance, `[B,C,h,w]`.
     pub latents: &'a Tensor,
     /// The images' effective seeds, B of them, for the noise that stochastic samplers add.
@@ -37,9 +59,17 @@ impl Request<'_> {
         self.guidance_scale > 1.0
     }
 
+    /// What step `index` is made by.
+    fn phase(&self, index: usize) -> Phase {
+        match &self.base {
+            Some(base) if index < base.count => Phase::Base,
+            _ => Phase::Adapted,
+        }
+    }
+
     /// B prompts, or 2B with the negative ones first.
-    fn conditioning(&self) -> Result<Conditioning> {
-        let (batch, prompts) = (self.latents.size(), self.prompts.hidden.size());
+    fn conditioning(&self, positive: &Conditioning, negative: Option<&Conditioning>) -> Result<Conditioning> {
+        let (batch, prompts) = (self.latents.size(), positive.hidden.size());
         let images = batch.first().copied().unwrap_or(0);
         let wrong = |what: &str, got: &[i64]| {
             Err(Error::usage(format!("{what} {got:?} for latents {batch:?} and prompts {prompts:?}")))
@@ -54,9 +84,9 @@ impl Request<'_> {
             return Err(Error::usage(format!("guidance scale {}, want a number", self.guidance_scale)));
         }
         if !self.guided() {
-            return Ok(self.prompts.handle());
+            return Ok(positive.handle());
         }
-        let Some(negative) = self.negative_prompts else {
+        let Some(negative) = negative else {
             return Err(Error::usage(format!(
                 "guidance scale {} needs the embedding of a negative prompt (an empty one will do)",
                 self.guidance_scale
@@ -66,24 +96,26 @@ impl Request<'_> {
         if size.len() != 3 || size[1..] != prompts[1..] || !(size[0] == 1 || size[0] == images) {
             return wrong("negative prompt embeddings", &size);
         }
-        Ok(self.prompts.behind(negative))
+        Ok(positive.behind(negative))
     }
 }
 
 /// Denoises a batch to latents `[B,C,h,w]`, fp32, on the prompts' device, to be divided by the VAE's scaling factor and decoded.
 ///
-/// `unet` takes latents `[N,C,h,w]`, timesteps `[N]` (fp32) and N prompts, N = B or, guided, 2B, and gives `[N,C,h,w]`.
-/// `finished` is told the number of steps done, after each. Gradients are neither switched on nor off here.
+/// `unet` takes the phase, latents `[N,C,h,w]`, timesteps `[N]` (fp32) and N prompts, N = B or, guided, 2B, and gives
+/// `[N,C,h,w]`. `finished` is told the number of steps done, after each. Gradients are neither switched on nor off here.
 ///
 /// # Errors
 /// Prompts that do not fit the latents (usage); `cancel` was set (interrupted); values that are not finite.
 pub fn sample(
-    unet: impl Fn(&Tensor, &Tensor, &Conditioning) -> Tensor,
+    unet: impl Fn(Phase, &Tensor, &Tensor, &Conditioning) -> Tensor,
     request: &Request<'_>,
     cancel: &AtomicBool,
     mut finished: impl FnMut(usize),
 ) -> Result<Tensor> {
-    let prompts = request.conditioning()?;
+    let adapted = request.conditioning(request.prompts, request.negative_prompts)?;
+    let base =
+        request.base.as_ref().map(|base| request.conditioning(base.prompts, base.negative_prompts)).transpose()?;
     let device = request.prompts.device();
     let sampler = request.sampler;
     let x = request.latents.to_device(device).to_kind(Kind::Float);
@@ -94,11 +126,13 @@ pub fn sample(
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::interrupted());
         }
+        let phase = request.phase(index);
+        let prompts = base.as_ref().filter(|_| phase == Phase::Base).unwrap_or(&adapted);
         let timesteps = Tensor::full([prompts.len()], sampler.timesteps()[index], (Kind::Float, device));
         if !request.guided() {
-            return Ok(unet(input, &timesteps, &prompts).to_kind(Kind::Float));
+            return Ok(unet(phase, input, &timesteps, prompts).to_kind(Kind::Float));
         }
-        let output = unet(&Tensor::cat(&[input, input], 0), &timesteps, &prompts).to_kind(Kind::Float);
+        let output = unet(phase, &Tensor::cat(&[input, input], 0), &timesteps, prompts).to_kind(Kind::Float);
         Ok(guide(&output, request.guidance_scale))
     };
     let noise = |index| noise::step_noise(request.seeds, index, shape).to_device(device);
@@ -191,6 +225,7 @@ mod tests {
             sampler,
             prompts,
             negative_prompts: None,
+            base: None,
             latents,
             seeds: &[3, 4],
             guidance_scale: scale,
@@ -208,7 +243,7 @@ mod tests {
         let (prompts, negative) = (Conditioning::from(zeros(&[2, 3, 5]) + 1.0), Conditioning::from(zeros(&[1, 3, 5])));
         let latents = zeros(&[2, 4, 2, 2]);
         let shapes = RefCell::new(Vec::new());
-        let unet = |x: &Tensor, t: &Tensor, context: &Conditioning| {
+        let unet = |_, x: &Tensor, t: &Tensor, context: &Conditioning| {
             shapes.borrow_mut().push((x.size()[0], t.size()[0], context.len()));
             assert_eq!((context.hidden.double_value(&[0, 0, 0]), context.hidden.double_value(&[3, 0, 0])), (0.0, 1.0));
             x.zeros_like()
@@ -226,7 +261,7 @@ mod tests {
         let sampler = sampler(SamplerName::Euler, 3);
         let (prompts, latents) = (Conditioning::from(zeros(&[2, 3, 5])), zeros(&[2, 4, 2, 2]));
         let calls = Cell::new(0);
-        let unet = |x: &Tensor, _: &Tensor, context: &Conditioning| {
+        let unet = |_, x: &Tensor, _: &Tensor, context: &Conditioning| {
             calls.set(calls.get() + 1);
             assert_eq!((x.size()[0], context.len()), (2, 2));
             x.zeros_like()
@@ -238,12 +273,34 @@ mod tests {
     }
 
     #[test]
+    fn the_base_model_makes_the_first_steps_from_prompts_of_its_own() {
+        let sampler = sampler(SamplerName::Dpmpp2m, 4);
+        let [prompts, base] = [1.0, 2.0].map(|value| Conditioning::from(zeros(&[2, 3, 5]) + value));
+        let latents = zeros(&[2, 4, 2, 2]);
+        let seen = |base: Option<BaseSteps<'_>>| {
+            let calls = RefCell::new(Vec::new());
+            let unet = |phase, x: &Tensor, _: &Tensor, context: &Conditioning| {
+                calls.borrow_mut().push((phase, context.hidden.double_value(&[0, 0, 0])));
+                x.zeros_like()
+            };
+            let request = Request { base, ..request(&sampler, &prompts, &latents, 1.0) };
+            drop(sample(unet, &request, &AtomicBool::new(false), |_| ()).unwrap());
+            calls.into_inner()
+        };
+        let (first, then) = ((Phase::Base, 2.0), (Phase::Adapted, 1.0));
+        assert_eq!(seen(None), [then; 4]);
+        for (count, wanted) in [(0, [then; 4]), (1, [first, then, then, then]), (4, [first; 4])] {
+            assert_eq!(seen(Some(BaseSteps { count, prompts: &base, negative_prompts: None })), wanted);
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_named() {
         let sampler = sampler(SamplerName::Ddim, 2);
         let (prompts, negative) = (Conditioning::from(zeros(&[2, 3, 5])), Conditioning::from(zeros(&[2, 4, 5])));
         let latents = zeros(&[2, 4, 2, 2]);
         let error = |request: Request<'_>| {
-            sample(|x, _, _| x.shallow_clone(), &request, &AtomicBool::new(false), |_| ()).unwrap_err().to_string()
+            sample(|_, x, _, _| x.shallow_clone(), &request, &AtomicBool::new(false), |_| ()).unwrap_err().to_string()
         };
         assert_eq!(
             error(request(&sampler, &prompts, &latents, 2.0)),
@@ -257,6 +314,12 @@ mod tests {
             error(Request { seeds: &[1], ..request(&sampler, &prompts, &latents, 1.0) }),
             "seeds [1] for latents [2, 4, 2, 2] and prompts [2, 3, 5]"
         );
+        let base =
+            Some(BaseSteps { count: 1, prompts: &Conditioning::from(zeros(&[1, 3, 5])), negative_prompts: None });
+        assert_eq!(
+            error(Request { base, ..request(&sampler, &prompts, &latents, 1.0) }),
+            "prompt embeddings [1, 3, 5] for latents [2, 4, 2, 2] and prompts [1, 3, 5]"
+        );
     }
 
     #[test]
@@ -264,7 +327,7 @@ mod tests {
         let sampler = sampler(SamplerName::Ddim, 5);
         let (prompts, latents) = (Conditioning::from(zeros(&[2, 3, 5])), zeros(&[2, 4, 2, 2]));
         let calls = Cell::new(0);
-        let unet = |x: &Tensor, _: &Tensor, _: &Conditioning| {
+        let unet = |_, x: &Tensor, _: &Tensor, _: &Conditioning| {
             calls.set(calls.get() + 1);
             if calls.get() < 3 { x.zeros_like() } else { x.full_like(f64::NAN) }
         };
@@ -298,7 +361,7 @@ mod tests {
             cancel.store(done == 2, Ordering::Relaxed);
         };
         let request = request(&sampler, &prompts, &latents, 1.0);
-        let error = sample(|x, _, _| x.zeros_like(), &request, &cancel, stop_after_two).unwrap_err();
+        let error = sample(|_, x, _, _| x.zeros_like(), &request, &cancel, stop_after_two).unwrap_err();
         assert_eq!((error.kind(), steps), (crate::ErrorKind::Interrupted, 2));
     }
 
@@ -308,7 +371,7 @@ mod tests {
         let sampler = sampler(SamplerName::EulerA, 4);
         let prompts = Conditioning::from(zeros(&[2, 3, 5]));
         let latents = noise::initial_latents(&[3, 4], [4, 2, 2]);
-        let unet = |x: &Tensor, _: &Tensor, _: &Conditioning| x.tanh();
+        let unet = |_, x: &Tensor, _: &Tensor, _: &Conditioning| x.tanh();
         let both = request(&sampler, &prompts, &latents, 1.0);
         let (first_prompt, second_latents) = (prompts.select(&[0]), latents.narrow(0, 1, 1));
         let alone = Request { seeds: &[4], ..request(&sampler, &first_prompt, &second_latents, 1.0) };

@@ -64,6 +64,11 @@ impl Source {
         &self.model
     }
 
+    /// Whether it is `random:NAME`.
+    pub fn is_random(&self) -> bool {
+        matches!(self.kind, Kind::Random { .. })
+    }
+
     /// Tells what the user should know of how the files are read: what they do not say, and what of them is not followed.
     ///
     /// # Errors

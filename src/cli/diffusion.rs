@@ -28,6 +28,9 @@ pub(crate) enum DiffusionCommand {
   With a LoRA, at half its strength:
     social-reward diffusion generate --model SD --lora pytorch_lora_weights.safetensors --lora-scale 0.5 \\
       --prompts prompts.parquet --output tuned
+  With the base model's diversity: it makes the first 30 of 50 steps, the LoRA the others:
+    social-reward diffusion generate --model SD --lora pytorch_lora_weights.safetensors --base-steps 30 \
+      --prompts prompts.parquet --output combined
   Two LoRAs at once:
     social-reward diffusion generate --model SD --lora style.safetensors@0.7 --lora fox.safetensors@0.4 \\
       --prompts prompts.parquet --output both
@@ -85,6 +88,9 @@ pub(crate) struct GenerateArgs {
     /// Factor on all LoRAs [default: 1]
     #[arg(long, value_name = "X", allow_hyphen_values = true)]
     lora_scale: Option<f64>,
+    /// Steps that the base model makes before the LoRAs join, up to --steps; some bring back diversity (ImageReFL) [default: 0]
+    #[arg(long, value_name = "N")]
+    base_steps: Option<u32>,
     /// What the model predicts, over what its files say [default: what they say; epsilon where they do not]
     #[arg(long, value_parser = PossibleValuesParser::new(["epsilon", "v_prediction"]))]
     prediction_type: Option<String>,

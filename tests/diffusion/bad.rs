@@ -19,6 +19,8 @@ fn wrong_settings_are_named_before_anything_is_touched() {
         ("--eta 0.5 --scheduler euler", ["eta = 0.5", "ddim"]),
         ("--guidance-scale nan", ["guidance_scale", "finite"]),
         ("--lora-scale 0.5", ["lora_scale = 0.5", "--lora"]),
+        ("--base-steps 1", ["base_steps = 1", "no --lora"]),
+        ("--base-steps 4 --lora x.safetensors", ["base_steps = 4", "want 0 to 3"]),
         ("--scheduler pndm", ["pndm", "--scheduler"]),
         ("--prompts x.txt", ["--prompts", "cannot be used"]),
         ("--model random:sd-tinny", ["random:sd-tinny", ""]),

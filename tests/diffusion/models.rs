@@ -136,6 +136,50 @@ fn a_lora_is_applied_merged_and_converted() {
 }
 
 #[test]
+fn the_base_model_makes_the_first_steps() {
+    let work = Workspace::new();
+    write_lora(&work, "lora.safetensors");
+    let run = |flags: &str, output: &str| {
+        work.run(&format!("{TINY} --prompt fox --save-final-latents {output}.safetensors {flags} --output {output}"))
+            .succeeds();
+        work.bytes(&format!("{output}.safetensors"))
+    };
+    for scheduler in ["ddim", "dpmpp-2m --guidance-scale 1"] {
+        let run = |flags: &str, output: &str| run(&format!("--scheduler {scheduler} {flags}"), output);
+        let name = |end: &str| format!("{}-{end}", scheduler.replace(' ', ""));
+        let base = run("", &name("base"));
+        let tuned = run("--lora lora.safetensors", &name("tuned"));
+        let [none, one, two, all] = [0, 1, 2, 3]
+            .map(|steps| run(&format!("--lora lora.safetensors --base-steps {steps}"), &name(&steps.to_string())));
+        assert!(none == tuned && all == base, "{scheduler}: from the tuned model's images to the base model's");
+        for (latents, others) in [(&one, [&base, &tuned, &two]), (&two, [&base, &tuned, &one])] {
+            assert!(others.iter().all(|other| latents != *other), "{scheduler}: in between they are others");
+        }
+        assert_eq!(apart(&work, &name("3"), &name("base")), 0);
+    }
+
+    let png = String::from_utf8_lossy(&work.bytes("ddim-2/images/00000-0.png")).into_owned();
+    assert!(png.contains(r#""base_steps":2"#), "the PNG says it");
+    assert!(work.text("ddim-2/config.toml").contains("base_steps = 2"), "the settings say it");
+    let again = |output: &str, flags: &str| {
+        let finals = format!("--save-final-latents {output}.safetensors");
+        work.run(&format!("{TINY} --prompt fox {finals} --lora lora.safetensors {flags} --output {output}"))
+    };
+    again("ddim-2", "--base-steps 1").fails(2, &["ddim-2 holds another run: base_steps differ(s)"]);
+    // A folder of a version that did not know the setting.
+    let config = work.text("ddim-tuned/config.toml");
+    assert!(config.contains("base_steps = 0\n"));
+    work.write("ddim-tuned/config.toml", config.replace("base_steps = 0\n", ""));
+    again("ddim-tuned", "--base-steps 1").fails(2, &["ddim-tuned holds another run: base_steps differ(s)"]);
+    again("ddim-tuned", "").succeeds();
+    let help = work.run("diffusion generate --help");
+    help.check(help.stdout.contains("--base-steps <N>"), "the flag in the help");
+    work.run(&format!("{TINY} --prompt fox --base-steps 1 --output bad"))
+        .fails(2, &["base_steps = 1"])
+        .hints("add --lora FILE");
+}
+
+#[test]
 fn what_an_export_cannot_be_is_said() {
     let work = Workspace::new();
     write_lora(&work, "lora.safetensors");

@@ -14,6 +14,7 @@ use super::{
     config::{Checkpointing, FinetuneConfig},
     memory::{Choice, Estimate},
     models::Models,
+    unsuited,
 };
 use crate::{
     Error, Result,
@@ -63,6 +64,7 @@ impl Parts {
         prompts::warn(&prompts, &config.negative_prompt, &source.tokenizer()?, observer)?;
         let models = Models::load(config, source, device, kind)?;
         models.tell(config, observer);
+        unsuited::warn(config, source, &models, observer)?;
         let all = prompts.iter().chain(&held_out).map(String::as_str);
         let embeddings = Embeddings::new(
             source,

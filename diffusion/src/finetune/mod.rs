@@ -17,6 +17,7 @@ mod reward_scale;
 mod run;
 mod samples;
 mod step;
+mod unsuited;
 
 use std::{path::Path, sync::atomic::AtomicBool};
 

@@ -52,6 +52,9 @@ pub struct GenerateConfig {
     pub lora: Vec<LoraSpec>,
     /// Factor on all of them.
     pub lora_scale: f64,
+    /// The base model makes so many of the first steps, before the adapters join: more diverse images ("ImageReFL", Sorokin et
+    /// al., 2025, <https://arxiv.org/abs/2505.22569>).
+    pub base_steps: usize,
     /// What the model predicts; absent: what its files say.
     pub prediction_type: Option<String>,
     /// Images with a longer side are decoded in tiles of this side, in pixels.
@@ -92,6 +95,7 @@ impl Default for GenerateConfig {
             precision: None,
             lora: Vec::new(),
             lora_scale: 1.0,
+            base_steps: 0,
             prediction_type: None,
             vae_tile: None,
             contact_sheet: false,
@@ -175,6 +179,11 @@ impl GenerateConfig {
         if self.lora.is_empty() && self.lora_scale != 1.0 {
             return Err(Error::usage(format!("lora_scale = {}: there is no --lora to scale", self.lora_scale)));
         }
+        if self.lora.is_empty() && self.base_steps > 0 {
+            return Err(Error::usage(format!("base_steps = {}: there is no --lora to join later", self.base_steps))
+                .hint("add --lora FILE; without one, the base model makes every step"));
+        }
+        wants(self.base_steps <= self.steps, "base_steps", &self.base_steps, &format!("0 to {} (steps)", self.steps))?;
         Ok(())
     }
 
@@ -197,9 +206,14 @@ mod tests {
         }
     }
 
+    fn tuned() -> GenerateConfig {
+        GenerateConfig { lora: vec![LoraSpec::new("fox.safetensors")], ..complete() }
+    }
+
     #[test]
     fn each_bad_value_is_named() {
         complete().check().unwrap();
+        GenerateConfig { base_steps: 50, ..tuned() }.check().unwrap();
         GenerateConfig { guidance_scale: 1.0, height: Some(8), eta: 1.0, seed: u64::MAX, ..complete() }
             .check()
             .unwrap();
@@ -219,6 +233,8 @@ mod tests {
             ("512 or 520", GenerateConfig { height: Some(513), ..complete() }),
             ("width = 0", GenerateConfig { width: Some(0), ..complete() }),
             ("lora_scale", GenerateConfig { lora_scale: 0.5, ..complete() }),
+            ("base_steps = 1: there is no --lora", GenerateConfig { base_steps: 1, ..complete() }),
+            ("base_steps = 51: want 0 to 50", GenerateConfig { base_steps: 51, ..tuned() }),
         ] {
             let error = config.check().unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
@@ -232,5 +248,7 @@ mod tests {
         assert_eq!(faster.changed_since(&complete()), Vec::<String>::new());
         let other = GenerateConfig { steps: 20, seed: 1, ..complete() };
         assert_eq!(other.changed_since(&complete()), ["seed", "steps"]);
+        let later = GenerateConfig { base_steps: 5, ..tuned() };
+        assert_eq!(later.changed_since(&tuned()), ["base_steps"]);
     }
 }

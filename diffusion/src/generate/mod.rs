@@ -31,7 +31,7 @@ use crate::{
     lora::Lora,
     pipeline::{Pipeline, default_precision},
     prompts,
-    sample::Request,
+    sample::{BaseSteps, Request},
     schedule::Sampler,
     source::{Source, SourceOptions},
     vae::DecodeOptions,
@@ -264,10 +264,19 @@ impl Run<'_> {
         let seeds: Vec<u64> = batch.iter().map(|image| image.seed).collect();
         let noise: Vec<Tensor> = batch.iter().map(|image| self.noise.of(image)).collect();
         let negative = (config.guidance_scale > 1.0).then(|| pipeline.embed(&[&config.negative_prompt])).transpose()?;
+        // As the text encoder's adapters are the LoRA's too, they join at the same step.
+        let as_base = |prompts: &[&str], wanted: bool| wanted.then(|| pipeline.embed_as_base(prompts)).transpose();
+        let base = as_base(&prompts, config.base_steps > 0)?;
+        let base_negative = as_base(&[&config.negative_prompt], base.is_some() && negative.is_some())?;
         let request = Request {
             sampler: &self.sampler,
             prompts: &pipeline.embed(&prompts)?,
             negative_prompts: negative.as_ref(),
+            base: base.as_ref().map(|prompts| BaseSteps {
+                count: config.base_steps,
+                prompts,
+                negative_prompts: base_negative.as_ref(),
+            }),
             latents: &Tensor::stack(&noise, 0),
             seeds: &seeds,
             guidance_scale: config.guidance_scale,

@@ -40,6 +40,7 @@ pub fn settings(config: &GenerateConfig, image: &PlannedImage, prompt: &str, siz
         "precision": config.precision,
         "lora": config.lora,
         "lora_scale": config.lora_scale,
+        "base_steps": config.base_steps,
         "latents": config.latents,
         "version": env!("CARGO_PKG_VERSION"),
     })

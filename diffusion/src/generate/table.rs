@@ -54,6 +54,7 @@ fn columns(
         ("precision", same_text(precision)),
         ("lora", same_text(&lora.join(", "))),
         ("lora_scale", same_real(config.lora_scale)),
+        ("base_steps", same_whole(config.base_steps)),
     ]
 }
 

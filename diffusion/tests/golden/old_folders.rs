@@ -43,6 +43,7 @@ fn old_scheduler_files_do_not_clip_and_begin_at_1() {
             sampler: &source.sampler(SamplerName::Ddim, 10, 0.0).unwrap(),
             prompts: &prompts,
             negative_prompts: Some(&nothing),
+            base: None,
             latents: &fixture.torch("start"),
             seeds: &[0, 1],
             guidance_scale: 7.5,

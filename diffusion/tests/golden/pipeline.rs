@@ -54,6 +54,7 @@ fn latents_and_pictures_are_diffusers() {
             sampler: &sampler,
             prompts: &positive,
             negative_prompts: Some(&negative),
+            base: None,
             latents: &start,
             seeds: &[0, 1],
             guidance_scale: case["guidance_scale"].as_f64().unwrap(),
