@@ -112,8 +112,8 @@ fn preferences(work: &Workspace) {
     fs_err::create_dir_all(work.path("pictures")).unwrap();
     let mut likes = "prompt,path,liked\n".to_owned();
     let mut rows = Vec::new();
-    for index in 0..40 {
-        let shade = (index * 3) as u8;
+    for index in 0..60 {
+        let shade = (index * 2) as u8;
         let pair =
             [("red", [220 - shade / 2, 30, shade]), ("blue", [shade, 30, 220 - shade / 2])].map(|(name, colour)| {
                 let path = format!("pictures/{name}-{index}.png");
@@ -143,7 +143,7 @@ fn preferences_are_learned_from_pairs_and_from_likes() {
         ),
     ] {
         let run = work.run(&format!(
-            "{TINY} {settings} --batch-size 8 --train-steps 40 --learning-rate 1e-3 --held-out-images 8 --prompt-dropout 0.2 \
+            "{TINY} {settings} --batch-size 8 --train-steps 40 --learning-rate 1e-3 --held-out-images 12 --prompt-dropout 0.2 \
              --evaluate-every 0 --output {name}"
         ));
         run.succeeds();
@@ -225,22 +225,25 @@ for line in sys.stdin:
     work.write("constant.py", constant);
     let base = format!("{TINY} --algorithm grpo --prompts prompts.txt --batch-size 4 --scale-images 4 --train-steps 2");
     let red = "--reward 'command:red=python3 redness.py'";
-    for (settings, parts) in [
+    for (index, (settings, parts)) in [
         ("--reward 'command:own=python3 constant.py'".to_owned(), ["own", "0.5 for all four"]),
         (format!("{red} --lora-targets nowhere"), ["lora_targets", "nowhere"]),
         (format!("{red} --learning-rate 1e-30"), ["step 1", "still predicts the same"]),
         (format!("{red} --lora lora.safetensors@0"), ["step 1", "gradient of the first update is 0"]),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         if settings.contains("lora.safetensors") {
             work.run(&format!("{base} {red} --output trained")).succeeds();
             fs_err::copy(work.path("trained/lora/pytorch_lora_weights.safetensors"), work.path("lora.safetensors"))
                 .unwrap();
         }
-        let run = work.run(&format!("{base} {settings} --output out"));
+        let run = work.run(&format!("{base} {settings} --output out{index}"));
         run.check(!run.status.success(), "stopped");
         for part in parts {
             run.says(part);
         }
-        assert!(!work.path("out/lora").exists());
+        assert!(!work.path(&format!("out{index}/lora")).exists());
     }
 }

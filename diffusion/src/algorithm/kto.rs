@@ -85,31 +85,31 @@ impl Algorithm for Kto {
         if scene.items.is_empty() {
             return Ok(Vec::new());
         }
-        let (mut loss, mut accuracy) = (0.0, 0.0);
+        let (mut loss, mut accuracies) = (0.0, Vec::new());
         for draw in 0..WATCHED {
             let round = self.round_of(scene, 0.0, draw)?;
             let losses = tch::no_grad(|| round.losses(&Tensor::from_slice(&round.gains), 0..scene.items.len()));
             loss += losses.mean(Kind::Double).double_value(&[]) / WATCHED as f64;
             let liked: Vec<bool> = scene.items.iter().map(|row| scene.pictures.is_liked(*row)).collect();
-            accuracy += balanced_accuracy(&round.gains, &liked) / WATCHED as f64;
+            accuracies.extend(accuracy(&round.gains, &liked));
         }
-        Ok(vec![("held_out_loss", loss), ("held_out_implicit_accuracy", accuracy)])
+        let mut figures = vec![("held_out_loss", loss)];
+        if !accuracies.is_empty() {
+            figures.push(("held_out_implicit_accuracy", reward::statistics::mean(&accuracies)));
+        }
+        Ok(figures)
     }
 }
 
-/// How often liked pictures gained more than the mean and the others less, each class counting one half; a tie is one half.
-fn balanced_accuracy(gains: &[f64], liked: &[bool]) -> f64 {
-    let centre = reward::statistics::mean(gains);
-    let of = |class: bool| {
-        let right = |gain: f64| match gain.total_cmp(&centre) {
-            std::cmp::Ordering::Equal => 0.5,
-            order => f64::from(u8::from(order.is_gt() == class)),
-        };
-        let of_class = gains.iter().zip(liked).filter(|(_, liked)| **liked == class);
-        let right: Vec<f64> = of_class.map(|(gain, _)| right(*gain)).collect();
-        if right.is_empty() { 0.5 } else { reward::statistics::mean(&right) }
+/// How often a liked picture gained more than one that was not, a tie counting one half; nothing without both.
+fn accuracy(gains: &[f64], liked: &[bool]) -> Option<f64> {
+    let of = |class: bool| gains.iter().zip(liked).filter(move |(_, liked)| **liked == class).map(|(gain, _)| *gain);
+    let right = |liked: f64, other: f64| match liked.total_cmp(&other) {
+        std::cmp::Ordering::Equal => 0.5,
+        order => f64::from(u8::from(order.is_gt())),
     };
-    (of(true) + of(false)) / 2.0
+    let pairs: Vec<f64> = of(true).flat_map(|liked| of(false).map(move |other| right(liked, other))).collect();
+    (!pairs.is_empty()).then(|| reward::statistics::mean(&pairs))
 }
 
 struct KtoRound<'a> {
@@ -172,9 +172,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accuracy_counts_both_classes_alike() {
-        assert_eq!(balanced_accuracy(&[0.0; 3], &[true, true, false]), 0.5);
-        // Mean 1: of three liked pictures two are above, and the one not liked is below.
-        assert_eq!(balanced_accuracy(&[2.0, 2.0, 0.5, -0.5], &[true, true, true, false]), (2.0 / 3.0 + 1.0) / 2.0);
+    fn accuracy_is_of_pairs() {
+        assert_eq!(accuracy(&[0.0; 3], &[true, true, false]), Some(0.5));
+        // Of three liked pictures two gained more than the other, one as much.
+        assert_eq!(accuracy(&[2.0, 1.0, 0.5, 0.5], &[true, true, true, false]), Some(2.5 / 3.0));
+        assert_eq!(accuracy(&[1.0], &[true]), None);
     }
 }
