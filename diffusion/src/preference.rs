@@ -84,6 +84,9 @@ mod tests {
         // Before the first step the model is the reference.
         let same = inside(&pair(1.0, 3.0), &pair(1.0, 3.0), 5000.0);
         assert_eq!(values(&of_pairs(&same, PreferenceLoss::Sigmoid, 5000.0)), [2.0_f64.ln()]);
+        // And as β goes to 0, nothing is told apart.
+        let hardly = inside(&pair(1.0, 3.0), &pair(2.0, 3.0), 1e-12);
+        assert!((values(&of_pairs(&hardly, PreferenceLoss::Sigmoid, 1e-12))[0] - 2.0_f64.ln()).abs() < 1e-12);
     }
 
     #[test]
@@ -100,6 +103,11 @@ mod tests {
         for loss in values(&of_likes(&gains, point, &signs, Utility::LogSigmoid, 0.5)) {
             assert!((loss + sigmoid.ln()).abs() < 1e-12);
         }
+        assert!(
+            values(&of_likes(&gains, point, &signs, Utility::Sigmoid, 1e-12))
+                .iter()
+                .all(|loss| (loss - 0.5).abs() < 1e-11)
+        );
         assert_eq!(reference_point(&-&gains), 0.0, "never below the reference");
         assert_eq!(values(&of_likes(&(&gains * 0.0), 0.0, &signs, Utility::Sigmoid, 5000.0)), [0.5, 0.5]);
     }

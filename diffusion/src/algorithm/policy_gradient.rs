@@ -342,6 +342,7 @@ pub fn clipped(ratio: &Tensor, advantages: &Tensor, clip: f64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::Step;
 
     #[test]
     fn clipping_by_hand() {
@@ -357,6 +358,42 @@ mod tests {
         losses.sum(Kind::Float).backward();
         // No pull where the ratio has gone beyond the clip in its own favour; a full one where it went the wrong way.
         close(ratio.grad(), [-1.0, -1.0, 0.0, 0.0, 1.0]);
+    }
+
+    /// A policy of two parameters, the mean of a Gaussian step, climbs to where the reward −|x − optimum|² is highest.
+    fn climbs(mut judge: impl FnMut(&[f64]) -> Vec<f64>) {
+        const IMAGES: i64 = 64;
+        let optimum = Tensor::from_slice(&[0.7_f32, -0.4]).view([1, 2, 1, 1]);
+        let mut mean = Tensor::zeros([1, 2, 1, 1], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+        let step = |mean: &Tensor| {
+            let mean = mean.expand([IMAGES, 2, 1, 1], false);
+            Step { predicted_original: mean.shallow_clone(), mean, std: 0.3 }
+        };
+        for round in 0..120 {
+            let noise = noise::normal(round, Stream::Noise, &[IMAGES, 2, 1, 1]);
+            let next = step(&mean.detach()).sample(|| noise);
+            let old = step(&mean).log_probability(&next).detach();
+            let rewards = -(&next - &optimum).square().sum_dim_intlist([1_i64, 2, 3].as_slice(), false, Kind::Double);
+            let advantages: Vec<f32> =
+                judge(&Vec::try_from(rewards).unwrap()).into_iter().map(|advantage| advantage as f32).collect();
+            for _ in 0..2 {
+                let ratio = (step(&mean).log_probability(&next) - &old).exp();
+                clipped(&ratio, &Tensor::from_slice(&advantages), 0.2).mean(Kind::Float).backward();
+                let gradient = mean.grad().copy();
+                tch::no_grad(|| drop(mean.g_sub_(&(gradient * 0.02))));
+                mean.zero_grad();
+            }
+        }
+        let apart = (&mean - &optimum).abs().max().double_value(&[]);
+        assert!(apart < 0.05, "{apart} from the optimum");
+    }
+
+    #[test]
+    fn a_policy_of_two_parameters_reaches_its_optimum() {
+        climbs(|rewards| advantage::of_groups(rewards, 8, Deviation::Group));
+        climbs(|rewards| advantage::of_groups(rewards, 8, Deviation::Batch));
+        let mut statistics = PromptStatistics::new(1, 64, 16);
+        climbs(|rewards| statistics.advantages(&vec![0; rewards.len()], rewards));
     }
 
     #[test]
