@@ -21,7 +21,7 @@ const STEPS: usize = 10;
 const GUIDANCE: f64 = 7.5;
 
 /// A diffusers folder with random `sd-tiny` weights.
-fn tiny() -> Result<String> {
+pub(crate) fn tiny() -> Result<String> {
     let path = folder("sd-tiny");
     let name = path.display().to_string();
     if !path.is_dir() {

@@ -58,15 +58,19 @@ fn compare(row: &str, what: &str, ours: f64, diffusers: &Value, diffusers_rs: f6
     Ok(())
 }
 
-/// The operators of libtorch that take most of the time of `run`.
-fn shares(row: &str, what: &str, run: impl Fn() -> Tensor) {
-    let times = operator_times(|| drop(tch::no_grad(run)));
+/// The operators of libtorch that take most of the time, and their shares of it.
+pub(crate) fn shares(times: &[(String, f64)]) -> String {
     let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
     let share = |seconds: f64| format!("{:.0} %", 100.0 * seconds / total);
     let (most, rest) = times.split_at(times.len().min(8));
     let most = most.iter().map(|(name, seconds)| format!("{} {}", name.trim_start_matches("aten::"), share(*seconds)));
     let rest = rest.iter().map(|(_, seconds)| seconds).sum();
-    println!("{row}: {what}: {}, others {}", most.collect::<Vec<_>>().join(", "), share(rest));
+    format!("{}, others {}", most.collect::<Vec<_>>().join(", "), share(rest))
+}
+
+/// Tells the [`shares`] of `run`.
+fn tell_shares(row: &str, what: &str, run: impl Fn() -> Tensor) {
+    println!("{row}: {what}: {}", shares(&operator_times(|| drop(tch::no_grad(run)))));
 }
 
 /// The UNet's forward pass, batch 2.
@@ -80,7 +84,7 @@ pub(crate) fn unet() -> Result<()> {
     let latents = |side: i64| normal(0, Stream::Latents, &[2, config.channels, side, side]);
     let ours = SIDES.map(latents).map(|x| seconds(|| unet.forward(&x, &timesteps, &prompts)));
     for side in SIDES {
-        shares("unet", &format!("{side}×{side} latents"), || unet.forward(&latents(side), &timesteps, &prompts));
+        tell_shares("unet", &format!("{side}×{side} latents"), || unet.forward(&latents(side), &timesteps, &prompts));
     }
     let theirs = reference::unet(&config, &unet.parameters)?;
     drop(unet);
@@ -101,7 +105,7 @@ pub(crate) fn vae() -> Result<()> {
     let vae = Vae::new(&config, weights)?;
     let latents = normal(0, Stream::Latents, &[1, config.latent_channels, 32, 32]);
     let ours = seconds(|| vae.decode(&latents));
-    shares("vae", "decoding 256²", || vae.decode(&latents));
+    tell_shares("vae", "decoding 256²", || vae.decode(&latents));
     let theirs = reference::vae(&config, &vae.parameters)?;
     let rust = seconds(|| theirs.model.decode(&latents));
     compare("vae", "decoding 256²", ours, &peer("stable_diffusion.py", &[&model, "vae"])?["32"], rust)

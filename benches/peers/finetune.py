@@ -24,32 +24,14 @@ from pathlib import Path
 import clip
 import clip.model
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from peft import LoraConfig
+from diffusers import AutoencoderKL, DDIMScheduler
+from models import encode_prompts, load_unet, peak_rss_bytes
 from safetensors.torch import load_file
 from torchvision.transforms.functional import InterpolationMode, center_crop, normalize, resize
-from transformers import CLIPTextModel, CLIPTokenizer
 
 PROMPTS = ["a photo of a red fox in the snow", "a castle on a hill, oil painting", "a bowl of fruit", "two cats asleep"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GUIDANCE, LEARNING_RATE, MAX_GRADIENT_NORM = 7.5, 1e-4, 1.0
-
-
-def peak_rss_bytes() -> int:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status["VmHWM"].split()[0])
-
-
-@torch.no_grad()
-def encode_prompts(folder: Path, prompts: list[str]) -> torch.Tensor:
-    """The UNet's context, [2B, 77, D]: the empty negative prompt B times, then the prompts."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    texts = ["", *prompts]
-    length = tokenizer.model_max_length
-    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-    negative, positive = encoder(tokens)[0].split([1, len(prompts)])
-    return torch.cat([negative.expand_as(positive), positive])
 
 
 def load_reward(path: Path, prompts: list[str]) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -59,18 +41,6 @@ def load_reward(path: Path, prompts: list[str]) -> tuple[torch.nn.Module, torch.
     tokens = clip.tokenize(prompts, context_length=model.context_length, truncate=True)
     embeddings = model.encode_text(tokens.clamp(max=model.vocab_size - 1))  # the clamp matters to a toy vocabulary only
     return model.visual, torch.nn.functional.normalize(embeddings, dim=-1)
-
-
-def load_unet(folder: Path, rank: int, random_b: bool, kind: torch.dtype) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=kind).requires_grad_(False)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets))
-    for name, parameter in unet.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-        if random_b and "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return unet
 
 
 def denoise(unet, scheduler, timestep, latents, context):

@@ -367,7 +367,7 @@ impl FinetuneConfig {
     }
 
     /// The hyper-parameters of the method, for a run of so many distinct prompts.
-    pub(super) fn settings(&self, prompts: usize) -> algorithm::Settings {
+    pub fn settings(&self, prompts: usize) -> algorithm::Settings {
         let (kl, beta) = self.method().map_or((0.0, 1.0), |method| (method.kl, method.beta));
         algorithm::Settings {
             sample_steps: self.sample_steps,
@@ -405,7 +405,7 @@ impl FinetuneConfig {
     }
 
     /// Guidance scale, eta and whether the unconditional branch has gradients: what was said, or else as published.
-    pub(super) fn sampling(&self) -> (f64, f64, bool) {
+    pub fn sampling(&self) -> (f64, f64, bool) {
         let (guidance, eta, negative) = self
             .method()
             .map_or((7.5, 0.0, true), |method| (method.guidance_scale, method.eta, method.negative_branch_gradient));

@@ -16,7 +16,7 @@ mod perturbed;
 mod reward_scale;
 mod run;
 mod samples;
-mod step;
+pub mod step;
 mod unsuited;
 
 use std::{path::Path, sync::atomic::AtomicBool};

@@ -15,26 +15,26 @@ use crate::{
 
 /// Measurements of one step.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Outcome {
+pub struct Outcome {
     /// Mean over the batch, before the update.
-    pub(super) loss: f64,
+    pub loss: f64,
     /// The gradient, and whether the weights moved.
-    pub(super) updated: Updated,
+    pub updated: Updated,
     /// Raw values of each reward over the batch.
-    pub(super) rewards: Vec<Vec<f64>>,
+    pub rewards: Vec<Vec<f64>>,
     /// What else is worth a line, by name: means over the batch.
-    pub(super) figures: BTreeMap<&'static str, f64>,
+    pub figures: BTreeMap<&'static str, f64>,
     /// Seconds of forward passes with a graph.
-    pub(super) forward_seconds: f64,
+    pub forward_seconds: f64,
     /// Seconds of backward passes.
-    pub(super) backward_seconds: f64,
+    pub backward_seconds: f64,
     /// Seconds of the optimizer.
-    pub(super) optimizer_seconds: f64,
+    pub optimizer_seconds: f64,
 }
 
 impl Outcome {
     /// Adds the seconds of another step.
-    pub(super) fn add(&mut self, step: &Self) {
+    pub fn add(&mut self, step: &Self) {
         self.forward_seconds += step.forward_seconds;
         self.backward_seconds += step.backward_seconds;
         self.optimizer_seconds += step.optimizer_seconds;
@@ -42,7 +42,7 @@ impl Outcome {
 }
 
 /// AdamW with PyTorch's defaults.
-pub(super) fn adamw(weight_decay: f64) -> AdamSettings {
+pub fn adamw(weight_decay: f64) -> AdamSettings {
     AdamSettings { rate: 0.0, beta1: 0.9, beta2: 0.999, weight_decay, epsilon: 1e-8, decoupled: true }
 }
 
@@ -50,7 +50,7 @@ pub(super) fn adamw(weight_decay: f64) -> AdamSettings {
 ///
 /// # Errors
 /// The loss fails, one image does not fit into memory, or loss or gradient were not finite for the third time in a row.
-pub(super) fn take(
+pub fn take(
     update: &mut Update,
     micro_batches: &MicroBatches,
     count: usize,
