@@ -200,13 +200,13 @@ impl<'a> Run<'a> {
 
     pub(super) fn train(&mut self) -> Result<Ended> {
         let total = self.config.train_steps;
+        let mut check = self.self_check();
         while self.progress.step < total {
             if self.stop.load(Ordering::Relaxed) {
                 self.save()?;
                 return Ok(Ended::Interrupted { step: self.progress.step });
             }
             let before = self.progress.step;
-            let mut check = self.self_check();
             let trained = self.round(before + 1, &mut check, false);
             trained.map_err(|error| self.failed(at_step(self.progress.step + 1, &error)))?;
             let step = self.progress.step;
