@@ -2,8 +2,8 @@
 
     python benches/peers/ddpo.py FOLDER --side 128 --images 2 --train-batch 2 --rounds 1
 
-FOLDER is a diffusers folder of Stable Diffusion. The rule is written out here after ddpo-pytorch, whose own package needs
-versions of diffusers that no longer install (https://github.com/kvablack/ddpo-pytorch at 18294d8d, `scripts/train.py` and
+FOLDER is a diffusers folder of Stable Diffusion. The rule is written out here after ddpo-pytorch, whose own scripts
+need a diffusers of 2023 (https://github.com/kvablack/ddpo-pytorch at 18294d8d, `scripts/train.py` and
 `ddpo_pytorch/diffusers_patch/ddim_with_logprob.py`): a DDIM step with noise and its log-probability, a mean over the latent;
 the ratio to the roll-out's; the clipped loss; gradients accumulated over micro-batches of `train_batch_size` images and over
 their time steps in random order, one time step of a micro-batch at a time, to one AdamW step. Both branches of guidance are

@@ -148,16 +148,17 @@ impl Linear {
         let weight = as_matrix(&self.weight).to_kind(kind);
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         let Some(Adapter { down, up, scale }) = active(&self.attached) else { return x.linear(&weight, bias) };
-        let (down, up) = (as_matrix(down), as_matrix(up));
+        let up = if *scale == 1.0 { as_matrix(up) } else { as_matrix(up) * *scale };
+        let (down, up) = (as_matrix(down).to_kind(kind), up.to_kind(kind));
+        let (rows, shape) = (x.flatten(0, -2), [&x.size()[..x.dim() - 1], &[-1]].concat());
+        let inner = rows.linear(&down, None::<&Tensor>);
         if kind == Kind::Float {
-            let update = x.linear(&down, None::<&Tensor>).linear(&up, None::<&Tensor>) * *scale;
-            return x.linear(&weight, bias) + update;
+            // The second product adds: passes over the output are most of what a small rank costs. Callers add to the result
+            // in place, which in a view that autograd knows of takes copies.
+            return rows.linear(&weight, bias).addmm_(&inner, &up.transpose(0, 1)).internal_unsafe_view(&shape[..]);
         }
-        let (down, up) = (down.to_kind(kind), (up * *scale).to_kind(kind));
-        let rows = x.flatten(0, -2);
-        let mut update = rows.linear(&down, None::<&Tensor>).linear(&up, None::<&Tensor>);
         // Added where the product is still in fp32: a small update of what was rounded to bf16 already would round away.
-        let shape = [&x.size()[..x.dim() - 1], &[-1]].concat();
+        let mut update = inner.linear(&up, None::<&Tensor>);
         let y = update.addmm_(&rows, &weight.transpose(0, 1)).view(&shape[..]);
         match bias {
             Some(bias) => y + bias,
