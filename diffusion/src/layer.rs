@@ -310,6 +310,29 @@ mod tests {
         assert!(switch.is_on());
     }
 
+    /// Against x Wᵀ + b + s · (x Aᵀ) Bᵀ and its gradients, written out; the output is then changed in place, as callers do.
+    #[test]
+    fn an_update_is_added_with_its_gradients() {
+        let leaf = |seed: u64, size: &[i64]| normal(seed, Stream::Noise, size).set_requires_grad(true);
+        let (weight, bias) = (normal(1, Stream::Noise, &[6, 5]), normal(2, Stream::Noise, &[6]));
+        let run = |written_out: bool| {
+            let (x, down, up) = (leaf(3, &[2, 4, 5]), leaf(4, &[3, 5]), leaf(5, &[6, 3]));
+            let adapter = Adapter { down: down.shallow_clone(), up: up.shallow_clone(), scale: 0.5 };
+            let attached = Some(Attached { adapter, switch: AdapterSwitch::default() });
+            let layer = Linear { weight: weight.shallow_clone(), bias: Some(bias.shallow_clone()), attached };
+            let mut y = match written_out {
+                true => x.matmul(&weight.tr()) + &bias + x.matmul(&down.tr()).matmul(&up.tr()) * 0.5,
+                false => layer.forward(&x),
+            };
+            let y = y.g_add_(&x.narrow(2, 0, 1));
+            (&y * normal(6, Stream::Noise, &[2, 4, 6])).sum(Kind::Float).backward();
+            [y.detach(), x.grad(), down.grad(), up.grad()]
+        };
+        for (found, wanted) in run(false).iter().zip(&run(true)) {
+            assert!(found.size() == wanted.size() && found.allclose(wanted, 1e-5, 1e-5, false));
+        }
+    }
+
     /// An update of 1e-4 of the weights, a twentieth of what bf16 resolves, is there in full on the average over outputs.
     #[test]
     fn a_small_update_is_not_rounded_away_in_bf16() {
