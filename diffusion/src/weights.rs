@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Error, Result,
-    layer::{Adapter, AdapterSwitch, Attached, Conv2d, GroupNorm, Handle, LayerNorm, Linear},
+    layer::{Adapter, AdapterSwitch, Attached, Conv2d, GroupNorm, Handle, LayerNorm, Linear, WIDE},
 };
 
 /// Where the value of a key is stored.
@@ -225,7 +225,7 @@ impl Weights {
     pub fn conv2d(&mut self, name: &str, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> Conv2d {
         // libtorch computes in the memory format of the kernel and hands it on: on a CPU, channels last spares oneDNN
         // most of its reordering, and transformers their copies.
-        let channels_last = self.device == Device::Cpu && !self.trained;
+        let channels_last = self.device == Device::Cpu && !self.trained && inputs.max(outputs) >= WIDE;
         let weight = self.take(&format!("{name}.weight"), &[outputs, inputs, kernel, kernel], channels_last);
         let bias = Some(self.tensor(&format!("{name}.bias"), &[outputs]));
         let attached = self.attach(name, &[inputs, kernel, kernel], outputs);
