@@ -4,7 +4,7 @@
 //!
 //! Ours goes through the library as a run does: a scene, the method's round and its losses, the update.
 
-use std::{collections::BTreeMap, process::Command, time::Instant};
+use std::{collections::BTreeMap, num::NonZeroUsize, process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use diffusion::{
@@ -27,6 +27,7 @@ use reward::{
     optim::Update,
     rewards::Reward,
     run::order::image_seed,
+    threads,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -38,8 +39,8 @@ use crate::{data, finetune, mean, median, numbers, peer, stable_diffusion};
 const TURNS: usize = 3;
 /// Sampling steps of DDPO.
 const STEPS: usize = 10;
-/// Of both sides.
-const THREADS: i32 = 2;
+/// Of both sides, but for a tiny model, which takes one by itself.
+const THREADS: usize = 2;
 const PROMPTS: [&str; 2] = ["a photo of a red fox in the snow", "a castle on a hill, oil painting"];
 
 /// What one of our processes does.
@@ -58,6 +59,9 @@ struct Task {
     rank: usize,
     /// Timed steps, after one that does not count.
     steps: usize,
+    threads: usize,
+    /// Whether waiting threads spin, as PyTorch's do, and not sleep, as the program's do unless the user says otherwise.
+    spinning: bool,
     /// Whether one more step shows where the time goes.
     profile: bool,
 }
@@ -76,9 +80,12 @@ struct Measured {
 
 /// A round of DDPO: roll-out, reward and one update over whole trajectories.
 pub(crate) fn ddpo() -> Result<()> {
-    for (name, model, side, images, steps) in
-        [("tiny", finetune::tiny()?, 64, 8, 5), ("2.1-base", stable_diffusion::model()?, 128, 2, 1)]
-    {
+    let (tiny, base) = (finetune::tiny()?, stable_diffusion::model()?);
+    for (name, model, side, images, steps, threads, spinning) in [
+        ("tiny", &tiny, 64, 8, 5, 1, false),
+        ("tiny, all threads spinning", &tiny, 64, 8, 5, THREADS, true),
+        ("2.1-base", &base, 128, 2, 1, THREADS, false),
+    ] {
         let task = |profile| Task {
             method: "ddpo".to_owned(),
             model: model.clone(),
@@ -87,12 +94,14 @@ pub(crate) fn ddpo() -> Result<()> {
             items: images,
             rank: 4,
             steps,
+            threads,
+            spinning,
             profile,
         };
-        let [side, count, rounds, threads] =
-            [side.to_string(), images.to_string(), steps.to_string(), THREADS.to_string()];
+        let [side, count, rounds, thread_count] =
+            [side.to_string(), images.to_string(), steps.to_string(), threads.to_string()];
         let flags = ["--side", &side, "--images", &count, "--train-batch", &count, "--rounds", &rounds];
-        let arguments = [&[model.as_str()], flags.as_slice(), &["--threads", &threads]].concat();
+        let arguments = [&[model.as_str()], flags.as_slice(), &["--threads", &thread_count]].concat();
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
             ours.push(measure(&task(false))?);
@@ -101,7 +110,7 @@ pub(crate) fn ddpo() -> Result<()> {
         let (own, other) = (seconds_of(&ours), seconds_of_peer(&theirs)?);
         let rate = |seconds: f64| images as f64 / seconds;
         println!(
-            "ddpo: {name}, {side}², {images} images, {STEPS} steps: ours {:.3} images/s, ddpo-pytorch's loop {:.3}, {:.2}×; peak {:.2} GB against {:.2} GB; train_batch_size {}, {THREADS} threads",
+            "ddpo: {name}, {side}², {images} images, {STEPS} steps: ours {:.3} images/s, ddpo-pytorch's loop {:.3}, {:.2}×; peak {:.2} GB against {:.2} GB; train_batch_size {}, threads {threads}",
             rate(own),
             rate(other),
             other / own,
@@ -127,6 +136,8 @@ pub(crate) fn dpo() -> Result<()> {
             items: 2,
             rank: 8,
             steps: 3,
+            threads: THREADS,
+            spinning: false,
             profile,
         };
         let [side, threads] = [side.to_string(), THREADS.to_string()];
@@ -185,12 +196,10 @@ fn tell_phases(row: &str, ours: &[Measured], theirs: Option<&[Value]>) {
     }
 }
 
-/// Runs `task` in a process whose waiting threads sleep, as the program's do unless the user says otherwise.
+/// Runs `task` in a process of its own.
 fn measure(task: &Task) -> Result<Measured> {
     let mut command = Command::new(std::env::current_exe()?);
-    if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().all(|name| std::env::var_os(name).is_none()) {
-        command.env("OMP_WAIT_POLICY", "passive");
-    }
+    command.env("OMP_WAIT_POLICY", if task.spinning { "active" } else { "passive" });
     let output = command.args(["method-steps", &serde_json::to_string(task)?]).output()?;
     ensure!(output.status.success(), "method-steps: {}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
@@ -216,7 +225,7 @@ impl Reward for Redness {
 /// What a process of [`measure`] does: optimizer steps of a method.
 pub(crate) fn method_steps(task: &str) -> Result<()> {
     let task: Task = serde_json::from_str(task)?;
-    tch::set_num_threads(THREADS);
+    threads::ask(NonZeroUsize::new(task.threads));
     let config = FinetuneConfig {
         algorithm: Some(task.method.parse()?),
         training_file: task.training_file.clone(),
