@@ -28,6 +28,7 @@ use reward::{
     rewards::Reward,
     run::order::image_seed,
     threads,
+    world::World,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -276,7 +277,8 @@ pub(crate) fn method_steps(task: &str) -> Result<()> {
         anchor: config.anchor,
         pixel_noise: config.pixel_noise,
     };
-    let micro_batches = MicroBatches::new(task.items, Device::Cpu, &Silent);
+    let world = World::alone();
+    let micro_batches = MicroBatches::new(&world, task.items, Device::Cpu, &Silent);
     let latent_side = task.side.div_euclid(vae_config.factor());
     let scene = |number: usize| Scene {
         policy: &policy,

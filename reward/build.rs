@@ -7,7 +7,7 @@ include!("../scripts/rpath.rs");
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=../scripts/rpath.rs");
-    println!("cargo::rerun-if-changed=native/shim.cpp");
+    println!("cargo::rerun-if-changed=native");
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo");
     link_libtorch(Path::new(&manifest).parent().expect("the workspace"));
     #[cfg(all(feature = "torch", not(feature = "doc-only")))]
@@ -24,7 +24,10 @@ fn compile_shim() {
         .flag_if_supported("-Wno-unused-parameter")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        .include("native")
+        .define("USE_C10D_GLOO", None)
         .opt_level(1)
         .file("native/shim.cpp")
+        .file("native/world.cpp")
         .compile("social_reward_shim");
 }

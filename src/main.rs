@@ -10,6 +10,8 @@ mod settings;
 mod signals;
 #[cfg(all(feature = "torch", target_os = "linux", target_env = "gnu"))]
 mod sleep;
+#[cfg(feature = "torch")]
+mod together;
 
 use std::{panic::catch_unwind, process::ExitCode};
 

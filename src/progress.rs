@@ -15,6 +15,8 @@ const QUIET: Duration = Duration::from_secs(10);
 /// The observer of every command.
 pub(crate) struct Progress {
     terminal: bool,
+    /// A rank besides the first, which shows warnings only.
+    rank: Option<usize>,
     bars: MultiProgress,
     phases: Mutex<Vec<Phase>>,
 }
@@ -29,7 +31,18 @@ struct Phase {
 impl Progress {
     /// Bars if stderr is a terminal.
     pub(crate) fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), bars: MultiProgress::new(), phases: Mutex::default() }
+        let (bars, phases) = (MultiProgress::new(), Mutex::default());
+        Self { terminal: std::io::stderr().is_terminal(), rank: None, bars, phases }
+    }
+
+    /// For rank `rank` of a run of several processes: rank 0 tells how the run goes, the others what is wrong.
+    pub(crate) fn of_rank(rank: usize) -> Self {
+        Self { rank: (rank > 0).then_some(rank), ..Self::new() }
+    }
+
+    /// Whether this is the rank that tells how the run goes.
+    pub(crate) fn leads(&self) -> bool {
+        self.rank.is_none()
     }
 
     /// One line, above the bars if there are any.
@@ -83,6 +96,12 @@ impl Progress {
 
 impl Observer for Progress {
     fn event(&self, event: &Event) {
+        if let Some(rank) = self.rank {
+            if let Event::Warning(text) = event {
+                self.line(&format!("warning: rank {rank}: {text}"));
+            }
+            return;
+        }
         match event {
             Event::Note(text) => self.line(text),
             Event::Warning(text) => self.line(&format!("warning: {text}")),

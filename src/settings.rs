@@ -93,7 +93,9 @@ fn no_urls(settings: &toml::Table) -> Result<()> {
 fn known_keys<F: Args>(path: &Path, settings: &toml::Table) -> Result<()> {
     let command = F::augment_args(Command::new(""));
     let flags = command.get_arguments().map(|flag| flag.get_id().as_str());
-    let known: Vec<&str> = flags.filter(|name| !["config", "json", "resume", "dry_run"].contains(name)).collect();
+    let known: Vec<&str> = flags
+        .filter(|name| !["config", "json", "resume", "dry_run", "rank_timeout", "join_timeout"].contains(name))
+        .collect();
     let Some(key) = settings.keys().find(|key| !known.contains(&key.as_str())) else { return Ok(()) };
     let hint = did_you_mean(key, known.iter().copied()).unwrap_or_else(|| format!("known: {}", known.join(", ")));
     Err(Error::usage(format!("{}: unknown key `{key}`", path.display())).hint(hint).into())

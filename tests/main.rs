@@ -14,5 +14,7 @@ mod demo;
 mod diffusion;
 mod evaluate;
 mod help;
+#[cfg(feature = "torch")]
+mod ranks;
 mod reward;
 mod support;

@@ -238,7 +238,7 @@ fn norm_kind(x: &Tensor) -> Kind {
 
 /// Channels from which images are worth keeping channels last on a CPU, as oneDNN's convolutions and transformers want them:
 /// below, libtorch's GroupNorm takes ten times as long so as on contiguous images, more than all else gains.
-pub(crate) const WIDE: i64 = 128;
+pub(crate) const WIDE: i64 = 256;
 
 /// GroupNorm, computed in fp32 whatever the kind of its input.
 #[derive(Debug)]

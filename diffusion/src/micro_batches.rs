@@ -5,13 +5,15 @@ use std::{cell::Cell, ops::Range};
 use reward::{
     event::{Event, Observer},
     native::{Failure, empty_cache, guarded},
+    world::World,
 };
 use tch::Device;
 
 use crate::{Error, Result};
 
-/// The size of micro-batches of a run; it shrinks when memory runs out.
+/// The size of micro-batches of a run; it shrinks when memory runs out. Each rank has its share of every batch.
 pub struct MicroBatches<'a> {
+    world: &'a World,
     size: Cell<usize>,
     device: Device,
     observer: &'a dyn Observer,
@@ -19,8 +21,8 @@ pub struct MicroBatches<'a> {
 
 impl<'a> MicroBatches<'a> {
     /// Micro-batches of `size` images at first.
-    pub fn new(size: usize, device: Device, observer: &'a dyn Observer) -> Self {
-        Self { size: Cell::new(size), device, observer }
+    pub fn new(world: &'a World, size: usize, device: Device, observer: &'a dyn Observer) -> Self {
+        Self { world, size: Cell::new(size), device, observer }
     }
 
     /// Images at a time.
@@ -28,12 +30,18 @@ impl<'a> MicroBatches<'a> {
         self.size.get()
     }
 
-    /// The micro-batches of `count` images.
-    fn of(&self, count: usize) -> Vec<Range<usize>> {
-        (0..count).step_by(self.size()).map(|start| start..count.min(start + self.size())).collect()
+    /// The processes that share every batch.
+    pub fn world(&self) -> &'a World {
+        self.world
     }
 
-    /// Runs `body` over the micro-batches of `count` images. Where memory runs out, what it made is dropped and it runs again
+    /// The micro-batches of this rank's share of `count` images.
+    fn of(&self, count: usize) -> Vec<Range<usize>> {
+        let own = self.world.share(count);
+        own.clone().step_by(self.size()).map(|start| start..own.end.min(start + self.size())).collect()
+    }
+
+    /// Runs `body`, in which ranks may not wait for one another, over the micro-batches of this rank's share of `count` images. Where memory runs out, what it made is dropped and it runs again
     /// with micro-batches of half the size.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use reward::{
     closed_set,
     rewards::{Pending, Reward},
+    world::World,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -104,6 +105,15 @@ pub struct Scores {
 pub type PendingScores<'a> = Box<dyn FnOnce() -> Result<Scores> + 'a>;
 
 impl Scores {
+    /// The scores of all ranks' images, in the order of ranks. All have images.
+    ///
+    /// # Errors
+    /// Another rank is lost.
+    pub fn of_all(&self, world: &World) -> Result<Self> {
+        let raw = self.raw.iter().map(|values| world.numbers(values)).collect::<Result<_>>()?;
+        Ok(Self { total: world.numbers(&self.total)?, raw })
+    }
+
     /// Adds the scores of more images.
     pub fn extend(&mut self, more: Self) {
         self.total.extend(more.total);

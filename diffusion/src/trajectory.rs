@@ -1,8 +1,12 @@
 //! Roll-outs whose steps a policy gradient looks at again.
 
+use reward::world::World;
 use tch::Tensor;
 
-use crate::policy::{Batch, Policy};
+use crate::{
+    Result,
+    policy::{Batch, Policy},
+};
 
 /// Images on their way from noise, with the probability of every step.
 pub struct Trajectory {
@@ -30,11 +34,17 @@ impl Trajectory {
         Self { latents: Tensor::stack(&latents, 1), log_probabilities, deviations }
     }
 
-    /// The images of several, one after the other.
-    pub fn cat(parts: &[Self]) -> Self {
-        let all = |of: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(of).collect::<Vec<_>>(), 0);
+    /// The images of several, one after the other, and those of the other ranks.
+    ///
+    /// # Errors
+    /// Another rank is lost.
+    pub fn cat(world: &World, parts: &[Self]) -> Result<Self> {
+        let all = |of: fn(&Self) -> &Tensor| {
+            world.concatenated(&parts.iter().map(|part| of(part).shallow_clone()).collect::<Vec<_>>())
+        };
         let deviations = parts.first().map_or(Vec::new(), |part| part.deviations.clone());
-        Self { latents: all(|part| &part.latents), log_probabilities: all(|part| &part.log_probabilities), deviations }
+        let (latents, log_probabilities) = (all(|part| &part.latents)?, all(|part| &part.log_probabilities)?);
+        Ok(Self { latents, log_probabilities, deviations })
     }
 
     /// The finished latents, `[B, C, h, w]`.

@@ -12,20 +12,11 @@
 #include <tuple>
 #include <vector>
 
-namespace {
+#include "guarded.h"
 
 thread_local std::string last_error;
 
-template <typename Body>
-int guarded(Body body) {
-  try {
-    body();
-    return 0;
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return -1;
-  }
-}
+namespace {
 
 std::vector<at::Tensor> gather(torch::Tensor* const* tensors, size_t count) {
   std::vector<at::Tensor> all;

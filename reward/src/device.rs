@@ -62,15 +62,15 @@ impl From<DeviceName> for String {
 }
 
 impl DeviceName {
-    /// The device in libtorch's terms.
+    /// The device in libtorch's terms. Of several processes on a machine each has a GPU: `auto` and `cuda` are that of `local_rank`.
     ///
     /// # Errors
     /// CUDA asked for and not there.
     #[cfg(feature = "torch")]
-    pub fn resolve(self) -> Result<tch::Device> {
+    pub fn resolve(self, local_rank: usize) -> Result<tch::Device> {
         let count = if self == Self::Cpu { 0 } else { cuda::device_count() };
         match self {
-            Self::Auto if count > 0 => Ok(tch::Device::Cuda(0)),
+            Self::Auto if count > 0 => Ok(tch::Device::Cuda(local_rank % count)),
             Self::Auto | Self::Cpu => Ok(tch::Device::Cpu),
             Self::Cuda(index) if index < count => Ok(tch::Device::Cuda(index)),
             Self::Cuda(_) => Err(Error::data(format!("--device {self}: {count} CUDA device(s) here"))

@@ -34,6 +34,7 @@ pub mod threads;
 #[cfg(feature = "torch")]
 pub mod train;
 pub mod weights;
+pub mod world;
 
 pub use error::{Error, ErrorKind, Result};
 #[doc(hidden)]

@@ -96,10 +96,14 @@ fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_t
 #[allow(clippy::panic, reason = "the contract of every tch operation; the trainer's one boundary catches it")]
 fn check(status: c_int) {
     if status != 0 {
-        // SAFETY: the shim keeps a NUL-terminated string per thread until the next failing call.
-        let message = unsafe { CStr::from_ptr(sr_last_error()) }.to_string_lossy();
-        panic!("{message}");
+        panic!("{}", last_error());
     }
+}
+
+/// Why this thread's last call of the shim failed.
+pub(crate) fn last_error() -> String {
+    // SAFETY: the shim keeps a NUL-terminated string per thread until the next failing call.
+    unsafe { CStr::from_ptr(sr_last_error()) }.to_string_lossy().into_owned()
 }
 
 /// Runs `block` on `x` without keeping its activations; the backward pass runs it again (gradient checkpointing).

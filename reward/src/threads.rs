@@ -24,11 +24,22 @@ pub fn ask(threads: Option<NonZeroUsize>) {
     }
 }
 
+/// Processes of this run on this machine, which share its cores.
+static SHARING: AtomicUsize = AtomicUsize::new(1);
+
+/// Tells of the number of processes of this run on this machine, before the first model is loaded.
+#[cfg(feature = "torch")]
+pub fn share(processes: usize) {
+    SHARING.store(processes.max(1), Ordering::Relaxed);
+    ask(None);
+}
+
 /// The threads to use where nothing else is said: those asked for, else as many as this process may use by its affinity and
-/// by the quota of its cgroup.
+/// by the quota of its cgroup, shared among the processes of a run.
 pub fn usable() -> usize {
+    let sharing = SHARING.load(Ordering::Relaxed);
     match ASKED.load(Ordering::Relaxed) {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => std::thread::available_parallelism().map_or(1, usize::from).div_euclid(sharing).max(1),
         asked => asked,
     }
 }

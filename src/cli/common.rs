@@ -43,6 +43,18 @@ pub(crate) struct CommonArgs {
     pub(crate) weights: Option<String>,
 }
 
+/// How the processes of one run find one another; they are started by torchrun, srun, mpirun or a loop that sets RANK,
+/// WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+#[derive(Args, Default)]
+pub(crate) struct WorldArgs {
+    /// Of several processes, how long one may be silent before the others end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub(crate) rank_timeout: u64,
+    /// Of several processes, how long they wait for one another at the start, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) join_timeout: u64,
+}
+
 /// Device, seed and threads.
 #[derive(Args, Serialize, Deserialize, Default)]
 pub(crate) struct ComputeArgs {

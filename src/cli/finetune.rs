@@ -7,7 +7,7 @@ use clap::{Args, builder::PossibleValuesParser};
 use diffusion::algorithm::{ALL, Method};
 use serde::Serialize;
 
-use super::common::ComputeArgs;
+use super::common::{ComputeArgs, WorldArgs};
 
 /// The names of all methods.
 #[cfg(feature = "torch")]
@@ -322,6 +322,9 @@ pub(crate) struct FinetuneArgs {
     #[command(flatten)]
     #[serde(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) world: WorldArgs,
     /// TOML file with any of these settings; a flag beats the file
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]

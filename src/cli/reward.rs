@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde::{Deserialize, Serialize};
 
-use super::common::{CommonArgs, ImageArgs};
+use super::common::{CommonArgs, ImageArgs, WorldArgs};
 
 #[derive(Subcommand)]
 pub(crate) enum RewardCommand {
@@ -120,6 +120,9 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     common: CommonArgs,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) world: WorldArgs,
     /// Go on from the newest checkpoint in the save folder
     #[arg(long)]
     #[serde(skip)]

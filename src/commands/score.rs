@@ -133,7 +133,7 @@ fn described(
     seed: u64,
 ) -> Result<String> {
     #[cfg(feature = "torch")]
-    let device = if device.resolve()?.is_cuda() { "libtorch, CUDA" } else { "libtorch, CPU" };
+    let device = if device.resolve(0)?.is_cuda() { "libtorch, CUDA" } else { "libtorch, CPU" };
     #[cfg(not(feature = "torch"))]
     let device = format!("candle, {device}");
     let DecodeOptions { max_pixels: _, exif_rotate, fast_for } = options.decode;

@@ -9,11 +9,12 @@ use crate::cli::TrainArgs;
 #[cfg(feature = "torch")]
 pub(crate) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
     use reward::{
+        event::{Event, Observer},
         run::Ended,
         train::{config::TrainConfig, fit::train},
     };
 
-    use crate::{commands, failure, progress::Progress, settings::layered, signals};
+    use crate::{commands, failure, settings::layered, signals, together::together};
 
     let config: TrainConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
@@ -22,14 +23,16 @@ pub(crate) fn run(arguments: &TrainArgs) -> Result<ExitCode> {
         reward::files::followed(folder)?;
     }
     commands::device(Some(config.device), config.threads);
-    let (stop, progress) = (signals::listen()?, Progress::new());
-    match train(&config, arguments.resume, &progress, &stop)? {
+    let stop = signals::listen()?;
+    let (ended, progress) =
+        together(&arguments.world, |world, progress| train(&config, arguments.resume, world, progress, &stop))?;
+    match ended {
         Ended::Finished(model) => {
-            progress.line(&format!("done: {}", model.display()));
+            progress.event(&Event::Note(&format!("done: {}", model.display())));
             Ok(ExitCode::SUCCESS)
         }
         Ended::Interrupted { step } => {
-            progress.line(&format!("interrupted after step {step}; --resume goes on from there"));
+            progress.event(&Event::Note(&format!("interrupted after step {step}; --resume goes on from there")));
             Ok(failure::interrupted(signals::received()))
         }
     }

@@ -25,6 +25,7 @@ use reward::{
     rewards::spec::RewardSpec,
     run::Ended,
     train::{config::TrainConfig, fit::train},
+    world::World,
 };
 use serde::de::DeserializeOwned;
 
@@ -128,7 +129,7 @@ impl Demo<'_> {
             seed: self.arguments.seed,
             ..read(config)?
         };
-        match train(&config, false, self.progress, &self.stop)? {
+        match train(&config, false, &World::alone(), self.progress, &self.stop)? {
             Ended::Interrupted { .. } => Err(Error::interrupted().into()),
             _ => Ok(folder),
         }
@@ -166,7 +167,7 @@ impl Demo<'_> {
         for steps in [&mut config.train_steps, &mut config.vae_steps] {
             *steps = (*steps * self.arguments.triplets).div_ceil(TRIPLETS);
         }
-        match finetune(&config, false, self.progress, &self.stop)? {
+        match finetune(&config, false, &World::alone(), self.progress, &self.stop)? {
             Ended::Finished(path) => Ok(path),
             Ended::Interrupted { .. } => Err(Error::interrupted().into()),
         }

@@ -44,7 +44,7 @@ for line in sys.stdin:
 const TINY: &str = "diffusion finetune --model random:sd-tiny --device cpu --height 32 --width 32 --sample-steps 5";
 const BY_REDNESS: &str = "--reward 'command:red=python3 redness.py' --prompts prompts.txt --scale-images 8";
 
-fn workspace() -> Workspace {
+pub(crate) fn workspace() -> Workspace {
     let work = Workspace::new();
     work.write("redness.py", REDNESS);
     work.write("prompts.txt", "a red fox\nan owl\na house by the sea\ntwo boats\n");
@@ -108,7 +108,7 @@ fn best_of_n_raises_redness() {
 }
 
 /// Pictures of two colours, of which people like red: triplets of one prompt each, and likes, each colour with a prompt of its own.
-fn preferences(work: &Workspace) {
+pub(crate) fn preferences(work: &Workspace) {
     fs_err::create_dir_all(work.path("pictures")).unwrap();
     let mut likes = "prompt,path,liked\n".to_owned();
     let mut rows = Vec::new();

@@ -4,5 +4,5 @@ mod bad;
 mod finetune;
 pub(crate) mod generate;
 mod interrupted;
-mod methods;
+pub(crate) mod methods;
 mod models;

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::TcpListener,
     os::unix::{fs::symlink, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -80,6 +81,31 @@ impl Workspace {
         Running { child, arguments: arguments.to_owned(), folder: self.0.path().to_owned() }
     }
 
+    /// Starts ranks of one run, each with arguments of its own, as a loop that sets torchrun's variables would.
+    pub(crate) fn start_ranks(&self, ranks: &[&str]) -> Vec<Running> {
+        let port = free_port();
+        let start_rank = |(rank, arguments): (usize, &&str)| {
+            let setup = format!("RANK={rank} WORLD_SIZE={} MASTER_ADDR=127.0.0.1 MASTER_PORT={port}", ranks.len());
+            let child = start(arguments, self.0.path(), &setup);
+            Running { child, arguments: format!("{setup} {arguments}"), folder: self.0.path().to_owned() }
+        };
+        ranks.iter().enumerate().map(start_rank).collect()
+    }
+
+    /// Runs `size` ranks of one run to their end.
+    pub(crate) fn run_ranks(&self, size: usize, arguments: &str) -> Vec<Finished> {
+        self.start_ranks(&vec![arguments; size]).into_iter().map(Running::wait).collect()
+    }
+
+    /// Waits until `name` is there.
+    pub(crate) fn wait_for(&self, name: &str) {
+        let started = Instant::now();
+        while !self.path(name).exists() {
+            assert!(started.elapsed() < Duration::from_secs(120), "no {name}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// The lines of a run's `metrics.jsonl` that have this key.
     pub(crate) fn metrics(&self, run: &str, key: &str) -> Vec<Value> {
         let text = self.text(&format!("{run}/metrics.jsonl"));
@@ -101,6 +127,11 @@ impl Workspace {
     }
 }
 
+/// A port that nobody listens at.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A command under way.
 pub(crate) struct Running {
     child: Child,
@@ -114,10 +145,20 @@ impl Running {
         self.child.id()
     }
 
-    /// Sends a signal (`INT`, `TERM`, `KILL`) and waits for the end.
-    pub(crate) fn signal(self, name: &str) -> Finished {
+    /// Waits for the end.
+    pub(crate) fn wait(self) -> Finished {
+        finish(self.child, self.arguments, self.folder)
+    }
+
+    /// Sends a signal, by its name.
+    pub(crate) fn send(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// Sends a signal (`INT`, `TERM`, `KILL`) and waits for the end.
+    pub(crate) fn signal(self, name: &str) -> Finished {
+        self.send(name);
         finish(self.child, format!("{} (SIG{name})", self.arguments), self.folder)
     }
 }

@@ -83,7 +83,8 @@ impl<M: Backprop> Round for BackpropRound<'_, M> {
             Some((_, start)) => start.shallow_clone(),
             None => {
                 let all = Tensor::cat(&self.starts.iter().map(|(_, start)| start).collect::<Vec<_>>(), 0);
-                all.narrow(0, images.start as i64, images.len() as i64)
+                let first = self.starts.first().map_or(0, |(rolled, _)| rolled.start);
+                all.narrow(0, (images.start - first) as i64, images.len() as i64)
             }
         };
         let Scene { policy, objective, .. } = self.scene;

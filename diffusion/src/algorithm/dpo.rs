@@ -145,11 +145,9 @@ struct Pairs {
 
 /// The pairs of people's pictures that are the items of `scene`, some without their prompt.
 fn of_people(scene: &Scene, dropout: f64, draw: usize) -> Result<Pairs> {
-    let (pictures, vae) = (scene.pictures, scene.objective.vae);
-    let latents = |place: usize| {
-        let rows: Vec<usize> = scene.items.iter().map(|pair| 2 * pair + place).collect();
-        pictures.latents(&rows, &scene.seeds, vae)
-    };
+    let pictures = scene.pictures;
+    let latents =
+        |place: usize| scene.encoded(&scene.items.iter().map(|pair| 2 * pair + place).collect::<Vec<usize>>());
     let prompts = scene.items.iter().map(|pair| pictures.prompt(2 * pair));
     let prompts = noise::with_dropout(prompts, &scene.seeds, dropout);
     let latents = [latents(0)?, latents(1)?];

@@ -44,12 +44,12 @@ pub struct Kto {
 
 impl Kto {
     fn round_of<'a>(&'a self, scene: &'a Scene<'a>, dropout: f64, draw: usize) -> Result<KtoRound<'a>> {
-        let (pictures, vae) = (scene.pictures, scene.objective.vae);
+        let pictures = scene.pictures;
         let prompts = noise::with_dropout(scene.items.iter().map(|row| pictures.prompt(*row)), &scene.seeds, dropout);
         let mut round = KtoRound {
             settings: self.settings,
             scene,
-            latents: pictures.latents(&scene.items, &scene.seeds, vae)?,
+            latents: scene.encoded(&scene.items)?,
             prompts: scene.embeddings.of(&prompts),
             draw,
             reference: Vec::new(),
@@ -63,10 +63,13 @@ impl Kto {
             };
             tch::no_grad(|| ranges.iter().map(one).collect::<Result<Vec<_>>>())
         })?;
+        let (mut gains, mut references) = (Vec::new(), Vec::new());
         for [reference, model] in errors {
-            round.gains.extend(numbers(&preference::gain(&model, &reference))?);
-            round.reference.extend(numbers(&reference)?);
+            gains.extend(numbers(&preference::gain(&model, &reference))?);
+            references.extend(numbers(&reference)?);
         }
+        let world = scene.micro_batches.world();
+        (round.gains, round.reference) = (world.numbers(&gains)?, world.numbers(&references)?);
         round.point = preference::reference_point(&Tensor::from_slice(&round.gains));
         Ok(round)
     }

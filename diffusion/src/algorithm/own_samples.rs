@@ -10,13 +10,13 @@ use crate::{Result, noise::Stream, objective::Scores};
 /// Latents decoded at a time, without a graph.
 const DECODED: i64 = 8;
 
-/// Makes the images of `scene` with `make`, as many at a time as fit, and scores them. `make` gives what is to be kept of some
-/// images, and their finished latents `[b, C, h, w]`.
+/// Makes this rank's share of the images of `scene` with `make`, as many at a time as fit, and scores them. `make` gives what is
+/// to be kept of some images, and their finished latents `[b, C, h, w]`. The scores are those of all images.
 ///
 /// # Errors
-/// A reward fails, or one image does not fit into memory.
+/// A reward fails, one image does not fit into memory, or another rank is lost.
 pub(super) fn roll<T>(scene: &Scene, make: impl Fn(Range<usize>) -> (T, Tensor)) -> Result<(Vec<T>, Scores)> {
-    scene.micro_batches.run(scene.items.len(), |ranges| {
+    let (kept, scores) = scene.micro_batches.run(scene.items.len(), |ranges| {
         let (mut kept, mut pending) = (Vec::new(), Vec::new());
         for images in ranges {
             let (some, latents) = make(images.clone());
@@ -34,7 +34,8 @@ pub(super) fn roll<T>(scene: &Scene, make: impl Fn(Range<usize>) -> (T, Tensor))
             scores.extend(wait()?);
         }
         Ok((kept, scores))
-    })
+    })?;
+    Ok((kept, scores.of_all(scene.micro_batches.world())?))
 }
 
 /// The finished latents of the images of `scene`, `[B, C, h, w]`, and their scores, by any sampler.
@@ -51,5 +52,5 @@ pub(super) fn images(scene: &Scene) -> Result<(Tensor, Scores)> {
             (latents.shallow_clone(), latents)
         })
     })?;
-    Ok((Tensor::cat(&latents, 0), scores))
+    Ok((scene.micro_batches.world().concatenated(&latents)?, scores))
 }

@@ -120,7 +120,7 @@ impl Algorithm for PolicyGradient {
             (trajectory, latents)
         })?;
         let rolled = parts.iter().map(|part| part.log_probabilities.size()[0] as usize).collect::<Vec<_>>();
-        let trajectory = Trajectory::cat(&parts);
+        let trajectory = Trajectory::cat(scene.micro_batches.world(), &parts)?;
         let steps = self.steps(&trajectory.deviations, scene, number);
         let (advantages, kept, even) = self.judge(scene, &scores);
         let mut updates = Vec::new();
@@ -263,7 +263,8 @@ impl PolicyRound<'_> {
             };
             Ok(ranges.iter().map(one).collect::<Vec<_>>())
         })?;
-        Ok(Tensor::cat(&parts, 0).view([count as i64, -1]).transpose(0, 1).contiguous())
+        let all = scene.micro_batches.world().concatenated(&parts)?;
+        Ok(all.view([count as i64, -1]).transpose(0, 1).contiguous())
     }
 
     /// Before the first update every ratio is 1: exactly, where as many images go through at a time as rolled out.

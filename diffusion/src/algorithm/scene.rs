@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use rand::RngExt;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{
+    Result,
     conditioning::Conditioning,
     micro_batches::MicroBatches,
     noise::{self, Stream},
@@ -58,6 +59,22 @@ impl Scene<'_> {
     /// The seed of the first image in the group of each of `images`.
     pub fn first_seeds(&self, images: Range<usize>) -> Vec<u64> {
         images.map(|image| self.seeds[image.div_euclid(self.group) * self.group]).collect()
+    }
+
+    /// Latents of pictures, one row of the run's pictures for each seed, `[N, C, h, w]`; each rank encodes its share.
+    ///
+    /// # Errors
+    /// A picture cannot be read, or another rank is lost.
+    pub fn encoded(&self, rows: &[usize]) -> Result<Tensor> {
+        let world = self.micro_batches.world();
+        let own = world.share(rows.len());
+        let latents = match own.is_empty() {
+            true => {
+                Tensor::zeros([&[0], self.latents.as_slice()].concat(), (Kind::Float, self.policy.negative.device()))
+            }
+            false => self.pictures.latents(&rows[own.clone()], &self.seeds[own], self.objective.vae)?,
+        };
+        world.concatenated(&[latents])
     }
 
     /// The noise `stream` of some images by their seeds, `[N, C, h, w]` on the device, of unit variance.

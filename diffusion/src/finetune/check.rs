@@ -196,6 +196,22 @@ impl FinetuneConfig {
         ]
     }
 
+    /// Refuses a batch that `size` ranks cannot share.
+    ///
+    /// # Errors
+    /// A usage error that names the setting.
+    pub fn check_world(&self, size: usize) -> Result<()> {
+        // The ratio is exact only where as many rows go through at a time in training as in the roll-out.
+        let even = self.method().is_some_and(|method| method.samplers == Samplers::Stochastic);
+        let what = match self.batch_size {
+            batch if batch < size => "each needs an image of every batch",
+            batch if even && !batch.is_multiple_of(size) => "they share every batch evenly",
+            _ => return Ok(()),
+        };
+        Err(Error::usage(format!("--batch-size {} on {size} processes: {what}", self.batch_size))
+            .hint("another --batch-size, or another number of processes"))
+    }
+
     /// Refuses labels of rewards that `metrics.jsonl` has for something else.
     fn check_labels(&self) -> Result<()> {
         const FIGURES: [&str; 13] = [

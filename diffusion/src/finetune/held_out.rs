@@ -7,12 +7,13 @@ use reward::{
     measures::PixelMeasure,
     run::order::image_seed,
     statistics::{deviation, intervals::bootstrap_mean_by_prompt, mean},
+    world::World,
 };
 use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    Result,
+    Error, Result,
     layer::Handle,
     lora::delta,
     noise::Stream,
@@ -69,51 +70,66 @@ impl HeldOut {
         Self { prompts, seeds, latents, micro }
     }
 
-    /// Makes the images with `policy` as it is, and measures them.
+    /// Makes the images with `policy` as it is, and measures them. Each rank makes its share of the batches; all have what they
+    /// make.
     ///
     /// `progress` is told images done and in all after each batch, and may end it.
     ///
     /// # Errors
-    /// A reward fails, or what `progress` says.
+    /// A reward fails, what `progress` says, or another rank is lost.
     pub(super) fn snapshot(
         &self,
+        world: &World,
         policy: &Policy,
         objective: &Objective,
         embeddings: &Embeddings,
         progress: &dyn Fn(usize, usize) -> Result<()>,
     ) -> Result<Snapshot> {
-        let (mut pixels, mut features) = (Vec::new(), Vec::new());
-        let mut measures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        let (mut target, mut drift, mut norm_ratio) = (Vec::new(), 0.0, 0.0);
+        let mut pixels = Vec::new();
+        let mut features = Vec::new();
+        let names = PixelMeasure::ALL.map(|measure| measure.as_str().replace('-', "_"));
+        let names: Vec<&str> = objective
+            .rewards
+            .iter()
+            .map(|weighted| weighted.label.as_str())
+            .chain(names.iter().map(String::as_str))
+            .collect();
+        let mut measures = vec![Vec::new(); names.len()];
+        let (mut target, mut drift, mut norm_ratio) = (Vec::new(), Vec::new(), Vec::new());
         let steps = policy.sampler.timesteps().len();
-        let mut done = 0;
-        for (prompts, seeds) in self.prompts.chunks(self.micro).zip(self.seeds.chunks(self.micro)) {
+        let batches: Vec<(&[String], &[u64])> =
+            self.prompts.chunks(self.micro).zip(self.seeds.chunks(self.micro)).collect();
+        let batches = &batches[world.share(batches.len())];
+        let (mut done, total) = (0, batches.iter().map(|(prompts, _)| prompts.len()).sum());
+        for (prompts, seeds) in batches {
             let batch = Batch::new(prompts.to_vec(), embeddings.of(prompts), seeds.to_vec(), self.latents);
             let latents = policy.merged(|| Ok(policy.roll(&batch.noise(Stream::Latents), 0..steps, &batch)))?;
             let images = tch::no_grad(|| objective.decode(&latents));
             let scores = objective.score(&images, &batch)?;
             target.extend(scores.total);
-            for (weighted, values) in objective.rewards.iter().zip(scores.raw) {
-                measures.entry(weighted.label.clone()).or_default().extend(values);
-            }
-            for measure in PixelMeasure::ALL {
-                let name = measure.as_str().replace('-', "_");
-                measures.entry(name).or_default().extend(numbers(&measure.of(&images))?);
+            let pixel_measures = PixelMeasure::ALL.iter().map(|measure| numbers(&measure.of(&images)));
+            for (all, values) in measures.iter_mut().zip(scores.raw.into_iter().map(Ok).chain(pixel_measures)) {
+                all.extend(values?);
             }
             let [distance, ratio] = tch::no_grad(|| drift_of(policy, &latents, &batch));
-            drift += distance * prompts.len() as f64;
-            norm_ratio += ratio * prompts.len() as f64;
+            drift.push(distance * prompts.len() as f64);
+            norm_ratio.push(ratio * prompts.len() as f64);
             features.extend(objective.rewards.iter().find_map(|weighted| weighted.reward.embeddings(&images)));
             pixels.push(images.to_device(Device::Cpu));
             done += prompts.len();
-            progress(done, self.prompts.len())?;
+            progress(done, total)?;
         }
-        if !features.is_empty() {
-            measures.insert("diversity".to_owned(), numbers(&distance_to_others(&Tensor::cat(&features, 0)))?);
+        let all = |own: &[f64]| world.numbers(own);
+        let measures = names.iter().zip(&measures).map(|(name, values)| Ok(((*name).to_owned(), all(values)?)));
+        let mut measures = measures.collect::<Result<BTreeMap<_, _>>>()?;
+        // A rank may have none, and another some.
+        let (features, pixels) = (world.all_rows(&features)?, world.all_rows(&pixels)?);
+        if let Some(features) = features {
+            measures.insert("diversity".to_owned(), numbers(&distance_to_others(&features))?);
         }
-        let images = self.prompts.len() as f64;
-        let pixels = Tensor::cat(&pixels, 0);
-        Ok(Snapshot { pixels, target, measures, drift: drift / images, norm_ratio: norm_ratio / images })
+        let pixels = pixels.ok_or_else(|| Error::data("no held-out image was made"))?;
+        let mean = |sums: &[f64]| Ok::<_, Error>(all(sums)?.iter().sum::<f64>() / self.prompts.len() as f64);
+        Ok(Snapshot { pixels, target: all(&target)?, measures, drift: mean(&drift)?, norm_ratio: mean(&norm_ratio)? })
     }
 
     /// Compares what training made of the images with what they were.

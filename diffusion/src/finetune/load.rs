@@ -41,7 +41,13 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn load(config: &FinetuneConfig, source: &Source, observer: &dyn Observer) -> Result<Self> {
+    /// `local_rank`: the number of this process on its machine.
+    pub(super) fn load(
+        config: &FinetuneConfig,
+        source: &Source,
+        local_rank: usize,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
         let read = |file: &Option<PathBuf>| {
             file.as_deref().map_or(Ok(Vec::new()), |file| crate::prompts::read(file, observer))
         };
@@ -57,7 +63,7 @@ impl Parts {
             prompts.clone_from(&rows.prompts);
         }
         drop(source.sampler(config.scheduler, config.sample_steps, config.sampling().1)?);
-        let device = config.device.resolve()?;
+        let device = config.device.resolve(local_rank)?;
         let kind = config.precision.unwrap_or_else(|| default_precision(device)).kind();
         let rewards = rewards(config, device, kind, observer)?;
         source.tell(observer)?;

@@ -19,7 +19,7 @@ mod samples;
 pub mod step;
 mod unsuited;
 
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::sync::atomic::AtomicBool;
 
 use reward::{
     event::Observer,
@@ -29,7 +29,9 @@ use reward::{
         inputs::Inputs,
         place::{self, Settings},
         resume::{ResumePoint, resume_point, way_on},
+        together::{same_inputs, same_settings},
     },
+    world::World,
 };
 
 use tch::Device;
@@ -50,38 +52,51 @@ pub use config::{Checkpointing, FinetuneConfig, RewardCombination, RewardScale, 
 pub use inputs::resumed_step;
 
 /// Fine-tunes a model as `config` says, in its output folder; with `resume`, goes on from the newest complete checkpoint there.
-/// Between steps it looks at `stop`.
+/// Between steps it looks at `stop`. All ranks of `world` tune one model, of which rank 0 writes what is left.
 ///
 /// # Errors
 /// Settings, data or models that do not fit; a failing disk; numbers that stay non-finite; one image that does not fit into
-/// memory.
-pub fn finetune(config: &FinetuneConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
+/// memory; a rank that is lost.
+pub fn finetune(
+    config: &FinetuneConfig,
+    resume: bool,
+    world: &World,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Ended> {
     config.check()?;
-    // Before the folder is touched; `resume_point` looks again once nobody else can touch it.
-    place::check_new(config, resume)?;
-    let folder = RunFolder::claim(config.folder(), FinetuneConfig::FLAG)?;
-    folder.settle(config)?;
+    config.check_world(world.size())?;
+    same_settings(world, config)?;
+    let folder = RunFolder::claim_first(world, config, resume, config.folder(), FinetuneConfig::FLAG)?;
+    let place = config.folder();
     let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;
     let run = || {
         let source = open(config)?;
         let inputs = inputs::checked(config, &source, resumed.as_ref(), observer)?;
-        let mut parts = Parts::load(config, &source, observer)?;
-        let scratch = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(folder.path())?;
-        checkpoint::rehearse(scratch.path(), config, &source, &parts.models)?;
-        scratch.close()?;
-        folder.begin(config, resumed.as_ref(), observer)?;
-        let (device, place) = (parts.device, Some((folder.path(), &inputs)));
+        same_inputs(world, &inputs)?;
+        let mut parts = Parts::load(config, &source, world.local_rank(), observer)?;
+        if let Some(folder) = &folder {
+            let scratch = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(place)?;
+            checkpoint::rehearse(scratch.path(), config, &source, &parts.models)?;
+            scratch.close()?;
+            folder.begin(config, resumed.as_ref(), observer)?;
+        }
+        let reports = Reports { world, observer, stop, place: Some(place) };
         let rows = std::mem::take(&mut parts.rows);
-        let pictures = pictures(config, rows, &mut parts.models, place, device, observer, stop)?;
-        let Some(pictures) = pictures else { return Ok(Ended::Interrupted { step: 0 }) };
+        let device = parts.device;
+        let Some(pictures) = pictures(config, rows, &mut parts.models, Some(&inputs), device, reports)? else {
+            return Ok(Ended::Interrupted { step: 0 });
+        };
         let method = method(config, parts.prompts.len())?;
         let planned = parts.plan(config, method.as_ref(), resumed.as_ref().map(|point| &point.progress));
-        let reports = Reports { observer, stop, folder: Some(&folder) };
         let mut run = Run::new(config, &source, &parts, method, pictures, planned, reports)?;
         run.start(resumed.as_ref(), inputs)?;
-        run.train()
+        let ended = run.train()?;
+        // What rank 0 writes last may fail.
+        world.barrier()?;
+        Ok(ended)
     };
-    or_way_on(run, || way_on(folder.path()))
+    or_way_on(run, || way_on(place))
 }
 
 /// What a run would do, without doing it: trainable parameters, memory, and the time of one step, measured.
@@ -93,16 +108,16 @@ pub fn dry_run(config: &FinetuneConfig, observer: &dyn Observer, stop: &AtomicBo
     place::check(config, false)?;
     let rehearsal = || {
         let source = open(config)?;
-        let mut parts = Parts::load(config, &source, observer)?;
+        let mut parts = Parts::load(config, &source, 0, observer)?;
         let scratch = tempfile::tempdir()?;
         checkpoint::rehearse(scratch.path(), config, &source, &parts.models)?;
         let short = FinetuneConfig { vae_steps: config.vae_steps.min(1), ..config.clone() };
-        let device = parts.device;
+        let reports = Reports { world: &World::alone(), observer, stop, place: None };
         let rows = std::mem::take(&mut parts.rows);
-        let pictures = pictures(&short, rows, &mut parts.models, None, device, observer, stop)?.unwrap_or_default();
+        let device = parts.device;
+        let pictures = pictures(&short, rows, &mut parts.models, None, device, reports)?.unwrap_or_default();
         let method = method(config, parts.prompts.len())?;
         let planned = parts.plan(config, method.as_ref(), None);
-        let reports = Reports { observer, stop, folder: None };
         let mut run = Run::new(config, &source, &parts, method, pictures, planned, reports)?;
         run.rehearse()
     };
@@ -129,15 +144,14 @@ fn method(config: &FinetuneConfig, prompts: usize) -> Result<Box<dyn Algorithm>>
 }
 
 /// The pictures of a method that trains on them, as `rows` has them; none of another. The VAE is trained first where asked, or read as an earlier part of
-/// the run trained it: `place` is the run's folder, and what it reads. Nothing if the user stopped it.
+/// the run trained it on the same `inputs`. Nothing if the user stopped it.
 fn pictures(
     config: &FinetuneConfig,
     rows: Rows,
     models: &mut Models,
-    place: Option<(&Path, &Inputs)>,
+    inputs: Option<&Inputs>,
     device: Device,
-    observer: &dyn Observer,
-    stop: &AtomicBool,
+    reports: Reports,
 ) -> Result<Option<Pictures>> {
     if !config.on_pictures() {
         return Ok(Some(Pictures::default()));
@@ -145,7 +159,7 @@ fn pictures(
     let [_, height, width] = models.latents;
     let size = [height, width].map(|side| (side * models.vae.config.factor()) as u32);
     let pictures = Pictures::open(rows, config.held_out_images, size, config.seed)?;
-    if config.vae_steps > 0 && !own_vae(config, models, &pictures, place, device, observer, stop)? {
+    if config.vae_steps > 0 && !own_vae(config, models, &pictures, inputs, device, reports)? {
         return Ok(None);
     }
     Ok(Some(pictures))

@@ -1,13 +1,9 @@
 //! A VAE that a run trains first, from scratch, for a UNet that is trained from scratch on its latents.
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{collections::HashMap, path::Path, sync::atomic::Ordering};
 
 use reward::{
-    event::{Event, Observer},
+    event::Event,
     files::json_file,
     optim::Update,
     run::{
@@ -19,7 +15,7 @@ use reward::{
 };
 use tch::{Device, Kind, Tensor};
 
-use super::{config::FinetuneConfig, models::Models, step};
+use super::{config::FinetuneConfig, models::Models, run::Reports, step};
 use crate::{
     Error, Result,
     micro_batches::MicroBatches,
@@ -65,11 +61,11 @@ pub(super) fn own_vae(
     config: &FinetuneConfig,
     models: &mut Models,
     images: &Pictures,
-    place: Option<(&Path, &Inputs)>,
+    inputs: Option<&Inputs>,
     device: Device,
-    observer: &dyn Observer,
-    stop: &AtomicBool,
+    reports: Reports,
 ) -> Result<bool> {
+    let (observer, place) = (reports.observer, reports.place.zip(inputs));
     let kept: Result<bool> = place.map_or(Ok(false), |(folder, inputs)| {
         // Trained again, it is the same.
         kept_vae(&folder.join(VAE), &mut models.vae, inputs).or_else(|error| {
@@ -78,10 +74,10 @@ pub(super) fn own_vae(
         })
     });
     if !kept? {
-        if !train_vae(config, models, images, device, observer, stop)? {
+        if !train_vae(config, models, images, device, reports)? {
             return Ok(false);
         }
-        if let Some((folder, inputs)) = place {
+        if let Some((folder, inputs)) = place.filter(|_| reports.world.leads()) {
             checkpoints::write(&folder.join(VAE), |partial| {
                 let tensors = models.vae.parameters.tensors.iter();
                 let tensors = tensors.map(|(key, tensor)| (key.clone(), Saved::new(tensor, Kind::Float)));
@@ -124,16 +120,15 @@ fn train_vae(
     models: &mut Models,
     images: &Pictures,
     device: Device,
-    observer: &dyn Observer,
-    stop: &AtomicBool,
+    Reports { world, observer, stop, .. }: Reports,
 ) -> Result<bool> {
     let clip_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
     let mut update = Update::new(models.vae.parameters.trained(), step::adamw(0.0), clip_norm, None);
-    let micro_batches = MicroBatches::new(config.batch_size, device, observer);
+    let micro_batches = MicroBatches::new(world, config.batch_size, device, observer);
     let training = images.training();
     let mut order = Order::of_prompts(training.len(), image_seed(config.seed, "vae rows", 0));
     for step in 1..=config.vae_steps {
-        if stop.load(Ordering::Relaxed) {
+        if world.any(stop.load(Ordering::Relaxed))? {
             return Ok(false);
         }
         let part = format!("vae/{step}");

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, ops::Range, time::Instant};
 use reward::{
     native::AdamSettings,
     optim::{Update, Updated},
+    world::World,
 };
 
 use crate::{
-    Result,
+    Error, Result,
     micro_batches::MicroBatches,
     objective::{Loss, numbers},
 };
@@ -33,6 +34,31 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Brings figures and rewards of all ranks together: sums, and the values of all items in their order.
+    fn add_up(&mut self, world: &World) -> Result<()> {
+        if world.size() == 1 {
+            return Ok(());
+        }
+        type Sent = (BTreeMap<String, u64>, Vec<Vec<u64>>);
+        let bits = |values: &Vec<f64>| values.iter().map(|value| value.to_bits()).collect();
+        let own: Sent = (
+            self.figures.iter().map(|(name, value)| ((*name).to_owned(), value.to_bits())).collect(),
+            self.rewards.iter().map(bits).collect(),
+        );
+        let wrong = |error| Error::data("what a rank sent cannot be read").caused_by(error);
+        let sent = world.gather_bytes(&serde_json::to_vec(&own).map_err(wrong)?)?;
+        let all = sent.iter().map(|bytes| serde_json::from_slice::<Sent>(bytes).map_err(wrong));
+        let all = all.collect::<Result<Vec<_>>>()?;
+        for (name, sum) in &mut self.figures {
+            *sum = all.iter().filter_map(|(figures, _)| figures.get(*name)).map(|bits| f64::from_bits(*bits)).sum();
+        }
+        for (index, values) in self.rewards.iter_mut().enumerate() {
+            let parts = all.iter().filter_map(|(_, rewards)| rewards.get(index)).flatten();
+            *values = parts.map(|bits| f64::from_bits(*bits)).collect();
+        }
+        Ok(())
+    }
+
     /// Adds the seconds of another step.
     pub fn add(&mut self, step: &Self) {
         self.forward_seconds += step.forward_seconds;
@@ -46,7 +72,8 @@ pub fn adamw(weight_decay: f64) -> AdamSettings {
     AdamSettings { rate: 0.0, beta1: 0.9, beta2: 0.999, weight_decay, epsilon: 1e-8, decoupled: true }
 }
 
-/// Takes one optimizer step at rate `rate` over `count` items, of which `loss` gives the mean loss of some, with a graph.
+/// Takes one optimizer step at rate `rate` over `count` items, of which each rank has its share and `loss` gives the mean loss of
+/// some, with a graph.
 ///
 /// # Errors
 /// The loss fails, one image does not fit into memory, or loss or gradient were not finite for the third time in a row.
@@ -84,7 +111,10 @@ pub fn take(
         })
     })?;
     let started = Instant::now();
-    outcome.updated = update.apply(outcome.loss, rate)?;
+    let world = micro_batches.world();
+    outcome.add_up(world)?;
+    outcome.updated = update.apply(world, outcome.loss, rate)?;
+    outcome.loss = outcome.updated.loss;
     outcome.optimizer_seconds = started.elapsed().as_secs_f64();
     Ok(outcome)
 }
@@ -140,7 +170,8 @@ mod tests {
         let weight = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let trained = vec![("weight".to_owned(), weight.shallow_clone())];
         let mut update = Update::new(trained, adamw(0.0), None, None);
-        let micro_batches = MicroBatches::new(8, Device::Cpu, &Silent);
+        let world = World::alone();
+        let micro_batches = MicroBatches::new(&world, 8, Device::Cpu, &Silent);
         let fit = Fit { weight, failing, failures: Cell::new(0) };
         let outcome = take(&mut update, &micro_batches, 8, 0.1, |range| Ok(fit.loss(range))).unwrap();
         assert!(outcome.updated.applied);

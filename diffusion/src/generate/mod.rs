@@ -74,7 +74,7 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let sampler = source.sampler(config.scheduler, config.steps, config.eta)?;
     let size = Size::of(config, &source)?;
     let (width, height) = size.pixels;
-    let device = config.device.resolve()?;
+    let device = config.device.resolve(0)?;
     let precision = config.precision.unwrap_or_else(|| default_precision(device));
     let config = &GenerateConfig {
         width: Some(width as usize),

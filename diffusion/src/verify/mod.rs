@@ -136,7 +136,7 @@ impl fmt::Display for Report {
 /// # Errors
 /// The model or the LoRA does not load, or diffusers-rs does not know such a model.
 pub fn verify(model: &str, options: &VerifyOptions, observer: &dyn Observer) -> Result<Report> {
-    let device = options.device.resolve()?;
+    let device = options.device.resolve(0)?;
     let precision = options.precision.unwrap_or_else(|| default_precision(device));
     let kind = precision.kind();
     let tolerance = match precision {

@@ -9,7 +9,7 @@ use diffusion::{
     lora::{self, Base, Lora, LoraSpec, merge},
     source::{Source, SourceOptions},
 };
-use reward::{event::Silent, run::Ended, weights::file::TensorFile};
+use reward::{event::Silent, run::Ended, weights::file::TensorFile, world::World};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -126,7 +126,7 @@ fn config(folder: &Path, method: &'static Method) -> FinetuneConfig {
 }
 
 fn run(config: &FinetuneConfig) -> std::path::PathBuf {
-    match finetune(config, false, &Silent, &AtomicBool::new(false)).unwrap() {
+    match finetune(config, false, &World::alone(), &Silent, &AtomicBool::new(false)).unwrap() {
         Ended::Finished(path) => path,
         other @ Ended::Interrupted { .. } => panic!("{other:?}"),
     }

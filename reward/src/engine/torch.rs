@@ -23,7 +23,7 @@ pub(super) struct Torch {
 
 impl Torch {
     pub(super) fn load(checkpoint: &Checkpoint, device: DeviceName) -> Result<Self> {
-        let clip = Clip::load(checkpoint, device.resolve()?, Kind::Float, |_| false)?;
+        let clip = Clip::load(checkpoint, device.resolve(0)?, Kind::Float, |_| false)?;
         Ok(Self { clip, label: checkpoint.label() })
     }
 }

@@ -92,7 +92,7 @@ impl<'a> Scorer<'a> {
     #[cfg(feature = "torch")]
     fn reward(&mut self, name: RewardName, path: &str, label: String) -> Result<Vec<Column>> {
         let options = self.run.options;
-        let device = options.device.resolve()?;
+        let device = options.device.resolve(0)?;
         let spec = RewardSpec::known(name, path);
         let sha256 = checkpoint_sha256(path, &spec.files(options.clip.as_deref())?, options.open.seed)?;
         let mut convention = name.convention().as_str().to_owned();

@@ -38,6 +38,20 @@ pub struct Embeddings {
 }
 
 #[cfg(feature = "torch")]
+impl Embeddings {
+    /// No rows, of `width` numbers each.
+    pub fn none(width: i64, device: tch::Device) -> Self {
+        let rows = || Tensor::zeros([0, width], (tch::Kind::Float, device));
+        Self {
+            text: rows(),
+            positive: rows(),
+            negative: rows(),
+            prompt: Tensor::zeros([0], (tch::Kind::Int64, device)),
+        }
+    }
+}
+
+#[cfg(feature = "torch")]
 impl LossName {
     /// The mean loss over the batch, a scalar. `scale`: `exp(logit_scale)`; `margin`: of the triplet loss.
     pub fn mean(self, embeddings: &Embeddings, scale: &Tensor, margin: f64) -> Tensor {

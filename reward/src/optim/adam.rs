@@ -2,7 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-use crate::native::{AdamSettings, AdamTensors, adam_step, gradient_norm};
+use crate::{
+    Result,
+    native::{AdamSettings, AdamTensors, adam_step, gradient_norm},
+    world::World,
+};
 
 /// Names of a parameter's state.
 const STATE: [&str; 3] = ["mean", "square", "step"];
@@ -29,6 +33,31 @@ impl Adam {
     /// What it trains, by name.
     pub fn parameters(&self) -> &[(String, Tensor)] {
         &self.parameters
+    }
+
+    /// Adds up the gradients over all ranks, and gives the sum of the losses. A parameter that a loss reached on any rank has a
+    /// gradient on all ranks then.
+    ///
+    /// # Errors
+    /// Another rank is lost.
+    pub fn add_up(&self, world: &World, loss: f64) -> Result<f64> {
+        if world.size() == 1 {
+            return Ok(loss);
+        }
+        let reached = self.parameters.iter().map(|(_, tensor)| f64::from(u8::from(tensor.grad().defined())));
+        let reached = Tensor::from_slice(&std::iter::once(loss).chain(reached).collect::<Vec<_>>());
+        world.all_reduce(&[reached.shallow_clone()])?;
+        let mut gradients = Vec::new();
+        for ((_, tensor), place) in self.parameters.iter().zip(1..) {
+            if reached.double_value(&[place]) > 0.0 {
+                if !tensor.grad().defined() {
+                    tensor.zeros_like().g_mul(tensor).sum(Kind::Float).backward();
+                }
+                gradients.push(tensor.grad());
+            }
+        }
+        world.all_reduce(&gradients)?;
+        Ok(reached.double_value(&[0]))
     }
 
     /// The Euclidean norm of all gradients together.
@@ -71,7 +100,10 @@ impl Adam {
     ///
     /// # Errors
     /// Whatever `read(name, shape)` says about a tensor it does not have.
-    pub fn set_state<E>(&mut self, read: impl Fn(&str, &[i64]) -> Result<Tensor, E>) -> Result<(), E> {
+    pub fn set_state<E>(
+        &mut self,
+        read: impl Fn(&str, &[i64]) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<(), E> {
         for ((name, _), state) in self.parameters.iter().zip(&mut self.state) {
             for (part, tensor) in STATE.iter().zip(state) {
                 let saved = read(&format!("{name}.{part}"), &tensor.size())?;

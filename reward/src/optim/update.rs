@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::Adam;
-use crate::{Error, Result, native::AdamSettings};
+use crate::{Error, Result, native::AdamSettings, world::World};
 
 /// Steps in a row without finite numbers after which the run is given up.
 const PATIENCE: usize = 3;
@@ -28,6 +28,8 @@ pub struct Ema {
 /// Outcome of a step.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Updated {
+    /// The loss, added up over all ranks.
+    pub loss: f64,
     /// Euclidean norm of the gradient before clipping.
     pub gradient_norm: f64,
     /// True if the weights moved; they do not on a loss or gradient that is not finite.
@@ -52,11 +54,12 @@ impl Update {
         self.adam.parameters()
     }
 
-    /// Takes one optimizer step at rate `rate` along the gradients that the backward pass of `loss` left.
+    /// Takes one optimizer step at rate `rate` along the gradients that the backward pass of `loss` left, each rank's its part.
     ///
     /// # Errors
-    /// Loss or gradient were not finite for the third time in a row.
-    pub fn apply(&mut self, loss: f64, rate: f64) -> Result<Updated> {
+    /// Loss or gradient were not finite for the third time in a row; or another rank is lost.
+    pub fn apply(&mut self, world: &World, loss: f64, rate: f64) -> Result<Updated> {
+        let loss = self.adam.add_up(world, loss)?;
         let gradient_norm = self.adam.gradient_norm();
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             self.non_finite += 1;
@@ -65,7 +68,7 @@ impl Update {
                 return Err(Error::data(format!("non-finite {what}, {PATIENCE} steps in a row"))
                     .hint("lower --learning-rate, set --clip-norm 1, or train with --precision fp32"));
             }
-            return Ok(Updated { gradient_norm, applied: false });
+            return Ok(Updated { loss, gradient_norm, applied: false });
         }
         self.non_finite = 0;
         if let Some(limit) = self.clip_norm.filter(|limit| gradient_norm > *limit) {
@@ -79,7 +82,7 @@ impl Update {
                 }
             });
         }
-        Ok(Updated { gradient_norm, applied: true })
+        Ok(Updated { loss, gradient_norm, applied: true })
     }
 
     /// Runs `body` with the running means in place of what trains, if there are any.
@@ -140,7 +143,7 @@ mod tests {
             update.adam.zero_gradients();
             let loss = (&weight * f64::NAN).sum(Kind::Float);
             loss.backward();
-            update.apply(loss.double_value(&[]), 0.1)
+            update.apply(&World::alone(), loss.double_value(&[]), 0.1)
         };
         for _ in 0..2 {
             assert!(!step().unwrap().applied);
@@ -153,7 +156,7 @@ mod tests {
     fn the_running_mean_follows_and_steps_aside() {
         let (weight, mut update) = weight(None, Some(0.75));
         (-&weight).sum(Kind::Float).backward();
-        assert!(update.apply(-1.0, 0.1).unwrap().applied);
+        assert!(update.apply(&World::alone(), -1.0, 0.1).unwrap().applied);
         let now = weight.double_value(&[0]);
         // Adam's first step is the rate: 1.1; the mean a quarter of the way: 1.025.
         assert!((now - 1.1).abs() < 1e-6);

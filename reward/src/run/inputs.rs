@@ -78,19 +78,36 @@ impl Inputs {
     /// # Errors
     /// The first input whose content is another, by the name of its setting.
     pub fn check_same(&self, earlier: &Self, flag: &str) -> Result<()> {
-        for (setting, now) in &self.0 {
-            let Some(then) = earlier.0.get(setting).filter(|then| then.content != now.content) else { continue };
+        self.difference(earlier, "at step 1").map_or(Ok(()), |difference| {
+            Err(Error::data(format!("--resume: {difference}"))
+                .hint(format!("bring back what the run began with, or start another run in another --{flag}")))
+        })
+    }
+
+    /// Compares with what rank 0 read.
+    ///
+    /// # Errors
+    /// As [`Self::check_same`].
+    pub fn check_same_as_first(&self, first: &Self) -> Result<()> {
+        self.difference(first, "on rank 0").map_or(Ok(()), |difference| {
+            Err(Error::data(difference)
+                .hint("all ranks read the same data, from a disk that they share or from copies"))
+        })
+    }
+
+    /// The first input whose content is another, in words. `than`: where `other` was read.
+    fn difference(&self, other: &Self, than: &str) -> Option<String> {
+        self.0.iter().find_map(|(setting, now)| {
+            let then = other.0.get(setting).filter(|then| then.content != now.content)?;
             let what = match (now.rows, then.rows) {
                 (Some(now), Some(then)) if now == then => {
-                    format!("has other rows than at step 1, or the same {now} in another order")
+                    format!("has other rows than {than}, or the same {now} in another order")
                 }
-                (Some(now), Some(then)) => format!("has other rows than at step 1: {now} instead of {then}"),
-                _ => "has another content than at step 1".to_owned(),
+                (Some(now), Some(then)) => format!("has other rows than {than}: {now} instead of {then}"),
+                _ => format!("has another content than {than}"),
             };
-            return Err(Error::data(format!("--resume: {setting} {} {what}", now.spelled))
-                .hint(format!("bring back what the run began with, or start another run in another --{flag}")));
-        }
-        Ok(())
+            Some(format!("{setting} {} {what}", now.spelled))
+        })
     }
 }
 

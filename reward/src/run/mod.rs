@@ -9,6 +9,8 @@ pub mod place;
 pub mod progress;
 pub mod resume;
 pub mod tensorboard;
+#[cfg(feature = "torch")]
+pub mod together;
 
 use std::{
     io::{Seek, Write},

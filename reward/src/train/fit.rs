@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -30,21 +31,30 @@ use crate::{
         Ended, RunFolder, checkpoints,
         metrics::Metrics,
         order::Order,
-        place::{self, Settings},
+        place::Settings,
         resume::{ResumePoint, resume_point, way_on},
+        together::{same_inputs, same_settings, same_weights},
     },
     threads,
     weights::{Checkpoint, OpenOptions},
+    world::World,
 };
 
 /// Trains a reward as `config` says, in its save folder; with `resume`, goes on from the newest complete checkpoint there.
-/// Between steps it looks at `stop`.
+/// Between steps it looks at `stop`. All ranks of `world` train one model, of which rank 0 writes what is left.
 ///
 /// # Errors
-/// Settings, data or model that do not fit; a failing disk; a loss that stays non-finite; libtorch out of memory.
-pub fn train(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
+/// Settings, data or model that do not fit; a failing disk; a loss that stays non-finite; libtorch out of memory; a rank that is
+/// lost.
+pub fn train(
+    config: &TrainConfig,
+    resume: bool,
+    world: &World,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Ended> {
     config.check()?;
-    guarded(|| run(config, resume, observer, stop)).unwrap_or_else(|failure| {
+    guarded(|| run(config, resume, world, observer, stop)).unwrap_or_else(|failure| {
         let (error, way_on) =
             (Error::data(format!("training stopped in libtorch: {failure}")), way_on(config.folder()));
         Err(match failure {
@@ -56,15 +66,13 @@ pub fn train(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: 
     })
 }
 
-fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
+fn run(config: &TrainConfig, resume: bool, world: &World, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
     let (Some(mode), Some(save_folder)) = (config.training_mode, &config.save_folder) else {
         return Err(Error::usage("training_mode and save_folder are missing"));
     };
-    let device = config.device.resolve()?;
-    // Before the folder is touched; `resume_point` looks again once nobody else can touch it.
-    place::check_new(config, resume)?;
-    let folder = RunFolder::claim(save_folder, "save-folder")?;
-    folder.settle(config)?;
+    let device = config.device.resolve(world.local_rank())?;
+    same_settings(world, config)?;
+    let folder = RunFolder::claim_first(world, config, resume, save_folder, "save-folder")?;
     let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;
     let options = OpenOptions {
         activation: config.activation,
@@ -76,13 +84,16 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     source.check_vocabulary()?;
     let data = prepare(config, &source.config, observer, stop)?;
     let inputs = checked(config, &source, data.inputs.clone(), resumed.as_ref(), observer)?;
-    folder.begin(config, resumed.as_ref(), observer)?;
+    same_inputs(world, &inputs)?;
+    if let Some(folder) = &folder {
+        folder.begin(config, resumed.as_ref(), observer)?;
+    }
     source.announce(observer);
 
     threads::settle(source.config.largest_product());
     let threads = tch::get_num_threads() as usize;
     let earlier = resumed.as_ref().map(|point| &point.progress);
-    let progress = Progress { inputs, ..Progress::go_on(earlier, folder.path(), threads, observer) };
+    let progress = Progress { inputs, ..Progress::go_on(earlier, save_folder, threads, observer) };
     let resumed_from = resumed.map(|point| point.folder);
     let trainable = Trainable::new(mode, &source.config);
     let current = match &resumed_from {
@@ -99,9 +110,10 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
     let fetcher = Fetcher::new(cache, decode, &source.config, trainable);
     let mut fit = Fit {
         config,
+        world,
         observer,
         stop,
-        folder: &folder,
+        folder: save_folder,
         source: &source,
         clip: &clip,
         fetcher: &fetcher,
@@ -109,14 +121,17 @@ fn run(config: &TrainConfig, resume: bool, observer: &dyn Observer, stop: &Atomi
         training: &data.training,
         validation: data.validation.as_ref(),
         stepper: Stepper::new(&clip, mode, config.loss_name, config.margin, config.clip_norm),
-        metrics: Metrics::open(folder.path(), progress.step)?,
+        metrics: folder.as_ref().map(|folder| Metrics::open(folder.path(), progress.step)).transpose()?,
         progress,
     };
     if let Some(path) = &resumed_from {
         load_state(path, &mut fit.stepper.update.adam, &clip)?;
     }
     fit.announce(mode);
-    fit.run()
+    let ended = fit.run()?;
+    // What rank 0 writes last may fail.
+    world.barrier()?;
+    Ok(ended)
 }
 
 fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable: Trainable) -> Result<PrefixCache> {
@@ -156,8 +171,9 @@ fn quarter_of_free_memory() -> u64 {
     kilobytes.map_or(4_000_000_000, |kilobytes| kilobytes * 256)
 }
 
-/// The batches of a run, as the loader and the training step both take them.
+/// This rank's part of the batches of a run, as the loader and the training step both take them.
 struct Batches<'a> {
+    world: &'a World,
     rows: &'a [Triplet],
     order: Order,
     size: usize,
@@ -171,16 +187,19 @@ impl Batches<'_> {
 
     /// Micro-batches of step `step`: their rows, and the distinct images of those.
     fn of_step(&mut self, step: usize) -> Vec<(Vec<Triplet>, Vec<u32>)> {
-        let rows: Vec<Triplet> = self.order.batch(step, self.size).into_iter().map(|row| self.rows[row]).collect();
+        let batch = self.order.batch(step, self.size);
+        let own = &batch[self.world.share(batch.len())];
+        let rows: Vec<Triplet> = own.iter().map(|row| self.rows[*row]).collect();
         rows.chunks(self.micro).map(|rows| (rows.to_vec(), distinct_images(rows))).collect()
     }
 }
 
 struct Fit<'a> {
     config: &'a TrainConfig,
+    world: &'a World,
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
-    folder: &'a RunFolder,
+    folder: &'a Path,
     source: &'a Checkpoint,
     clip: &'a Clip,
     fetcher: &'a Fetcher,
@@ -188,7 +207,8 @@ struct Fit<'a> {
     training: &'a Examples,
     validation: Option<&'a Examples>,
     stepper: Stepper,
-    metrics: Metrics,
+    /// Of rank 0.
+    metrics: Option<Metrics>,
     progress: Progress,
 }
 
@@ -197,7 +217,7 @@ impl<'a> Fit<'a> {
         let rows = &self.training.triplets.rows;
         let size = self.config.batch_size;
         let micro = size.div_ceil(self.config.micro_batches(self.clip.device));
-        Batches { rows, order: Order::of_rows(rows.len(), self.config.seed), size, micro }
+        Batches { world: self.world, rows, order: Order::of_rows(rows.len(), self.config.seed), size, micro }
     }
 
     fn total_steps(&self) -> usize {
@@ -211,10 +231,11 @@ impl<'a> Fit<'a> {
             parameters.filter(|tensor| !trained_only || tensor.requires_grad()).map(Tensor::numel).sum()
         };
         let text = format!(
-            "{mode:?}: {:.1} of {:.1} M parameters train on {:?}, {} steps of {} triplets, from step {}",
+            "{mode:?}: {:.1} of {:.1} M parameters train on {:?}{}, {} steps of {} triplets, from step {}",
             counts(true) as f64 / 1e6,
             counts(false) as f64 / 1e6,
             self.clip.device,
+            if self.world.size() > 1 { format!(" in each of {} processes", self.world.size()) } else { String::new() },
             self.total_steps(),
             self.config.batch_size,
             self.progress.step + 1,
@@ -249,21 +270,27 @@ impl<'a> Fit<'a> {
         let mut batches = self.batches();
         let (total, steps_per_epoch) = (*steps.end(), batches.steps_per_epoch());
         for step in steps {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.world.any(self.stop.load(Ordering::Relaxed))? {
                 self.save()?;
                 return Ok(Ended::Interrupted { step: self.progress.step });
             }
             let started = Instant::now();
             let micro_batches = self.gather(batches.of_step(step), fetched)?;
-            let rows = micro_batches.iter().map(|(rows, _)| rows.len()).sum();
+            let rows: usize = micro_batches.iter().map(|(rows, _)| rows.len()).sum();
+            let rows = self.world.sum([rows as f64])?[0] as usize;
+            if rows == 0 {
+                return Err(Error::data("a batch has no readable image")
+                    .hint("--preflight full finds every bad image before training"));
+            }
             let rate = self.config.learning_rate * self.config.schedule.factor(step, total, self.config.warmup_steps);
             let (encoder, training) = (&self.encoder, self.training);
             let inputs = micro_batches.into_iter().map(|(rows, fetched)| encoder.inputs(training, &rows, fetched));
-            let outcome = self.stepper.step(encoder, inputs, rows, rate).map_err(|error| self.failed(error))?;
-            if !outcome.updated.applied {
+            let updated =
+                self.stepper.step(self.world, encoder, inputs, rows, rate).map_err(|error| self.failed(error))?;
+            if !updated.applied {
                 let text = format!(
                     "step {step}: non-finite loss or gradient ({}, {}): step left out",
-                    outcome.loss, outcome.updated.gradient_norm
+                    updated.loss, updated.gradient_norm
                 );
                 self.observer.event(&Event::Warning(&text));
             }
@@ -272,12 +299,12 @@ impl<'a> Fit<'a> {
                 step,
                 total,
                 epoch: (step - 1).div_euclid(steps_per_epoch) + 1,
-                loss: outcome.loss,
+                loss: updated.loss,
                 learning_rate: rate,
-                grad_norm: outcome.updated.gradient_norm,
+                grad_norm: updated.gradient_norm,
                 triplets_per_second: rows as f64 / started.elapsed().as_secs_f64(),
             };
-            self.metrics.add(&json!(figures))?;
+            self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.add(&json!(figures)))?;
             self.observer.event(&Event::Step(&figures));
             let due = |every: usize| every > 0 && step.is_multiple_of(every);
             let epoch_ends = step.is_multiple_of(steps_per_epoch) || step == total;
@@ -316,17 +343,13 @@ impl<'a> Fit<'a> {
                 micro_batches.push((rows, images));
             }
         }
-        if micro_batches.is_empty() {
-            return Err(Error::data("a batch has no readable image")
-                .hint("--preflight full finds every bad image before training"));
-        }
         Ok(micro_batches)
     }
 
     /// Validates, keeps the best model, and writes the figures down.
     fn validate(&mut self) -> Result<()> {
         let Some(examples) = self.validation else { return Ok(()) };
-        let validation = validate(self.config, &self.encoder, examples, self.observer)?;
+        let validation = validate(self.config, self.world, &self.encoder, examples, self.observer)?;
         let step = self.progress.step;
         let line = json!({
             "step": step,
@@ -336,20 +359,22 @@ impl<'a> Fit<'a> {
             "validation_mean_gap": validation.mean_gap,
             "validation_auc": validation.auc,
         });
-        self.metrics.add(&line)?;
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.add(&line))?;
         let best = self.progress.best.is_none_or(|best| validation.accuracy > best);
         self.observer.event(&Event::Validated { step, validation: &validation, best });
         if best {
             self.progress.best = Some(validation.accuracy);
-            let path = self.folder.path().join("best");
-            save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
+            if self.world.leads() {
+                let path = self.folder.join("best");
+                save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
+            }
         }
         Ok(())
     }
 
     /// An error with what is left to go on with.
     fn failed(&self, error: Error) -> Error {
-        let run = self.folder.path();
+        let run = self.folder;
         let Some(hint) = error.hint_text() else { return error.hint(way_on(run)) };
         let good = match checkpoints::list(run).ok().and_then(|mut all| all.pop()) {
             Some((_, path)) => {
@@ -362,10 +387,15 @@ impl<'a> Fit<'a> {
     }
 
     fn save(&mut self) -> Result<()> {
-        let path = checkpoints::folder(self.folder.path(), self.progress.step);
+        let trained = self.stepper.update.trained().iter().map(|(_, tensor)| tensor);
+        same_weights(self.world, self.progress.step, trained)?;
+        if !self.world.leads() {
+            return Ok(());
+        }
+        let path = checkpoints::folder(self.folder, self.progress.step);
         save_checkpoint(&path, self.clip, self.source, &self.stepper.update.adam, &self.progress)
             .map_err(|error| self.failed(error))?;
-        checkpoints::prune(self.folder.path(), self.config.keep_checkpoints)?;
+        checkpoints::prune(self.folder, self.config.keep_checkpoints)?;
         self.observer.event(&Event::Saved(&path));
         Ok(())
     }
@@ -378,8 +408,10 @@ impl<'a> Fit<'a> {
         if let Some(warning) = truncated.truncated_images() {
             self.observer.event(&Event::Warning(&warning));
         }
-        let path = self.folder.path().join("final");
-        save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
+        let path = self.folder.join("final");
+        if self.world.leads() {
+            save_model(&path, self.clip, self.source).map_err(|error| self.failed(error))?;
+        }
         Ok(Ended::Finished(path))
     }
 }

@@ -10,6 +10,7 @@ use crate::{
         encoder::{Encoder, Inputs},
         trainable::TrainingMode,
     },
+    world::World,
 };
 use tch::Tensor;
 
@@ -22,15 +23,6 @@ pub struct Stepper {
     pub update: Update,
     loss: LossName,
     margin: f64,
-}
-
-/// What one step measured.
-#[derive(Debug, Clone, Copy)]
-pub struct Outcome {
-    /// Mean over the effective batch before the update.
-    pub loss: f64,
-    /// The gradient, and whether the weights moved.
-    pub updated: Updated,
 }
 
 impl Stepper {
@@ -50,59 +42,65 @@ impl Stepper {
         Self { update: Update::new(trained, settings, clip_norm, None), loss, margin }
     }
 
-    /// One optimizer step at rate `rate` over the micro-batches of one effective batch.
+    /// One optimizer step at rate `rate` over the micro-batches of this rank's part of one effective batch of `rows` rows.
     ///
     /// # Errors
-    /// An input cannot be made, or the loss or gradient was not finite for the third time in a row.
+    /// An input cannot be made; the loss or gradient was not finite for the third time in a row; another rank is lost.
     pub fn step(
         &mut self,
+        world: &World,
         encoder: &Encoder,
         micro_batches: impl ExactSizeIterator<Item = Result<Inputs>>,
         rows: usize,
         rate: f64,
-    ) -> Result<Outcome> {
+    ) -> Result<Updated> {
         self.update.adam.zero_gradients();
-        let loss = if self.loss.spans_batch() && micro_batches.len() > 1 {
-            self.two_passes(encoder, &micro_batches.collect::<Result<Vec<_>>>()?)
+        let loss = if self.loss.spans_batch() && (micro_batches.len() > 1 || world.size() > 1) {
+            self.two_passes(world, encoder, &micro_batches.collect::<Result<Vec<_>>>()?)?
         } else {
             let mut total = 0.0;
             for inputs in micro_batches {
                 let inputs = inputs?;
-                let loss = self.mean_loss(encoder, &encoder.embed(&inputs)) * (inputs.rows as f64 / rows as f64);
+                let mean = self.loss.mean(&encoder.embed(&inputs), &encoder.clip.logit_scale(), self.margin);
+                let loss = mean * (inputs.rows as f64 / rows as f64);
                 loss.backward();
                 total += loss.double_value(&[]);
             }
             total
         };
-        let updated = self.update.apply(loss, rate)?;
+        let updated = self.update.apply(world, loss, rate)?;
         let mut scale = encoder.clip.parameters["logit_scale"].shallow_clone();
         if updated.applied && scale.requires_grad() {
             tch::no_grad(|| drop(scale.clamp_max_(MAX_LOGIT_SCALE)));
         }
-        Ok(Outcome { loss, updated })
-    }
-
-    fn mean_loss(&self, encoder: &Encoder, embeddings: &Embeddings) -> Tensor {
-        self.loss.mean(embeddings, &encoder.clip.logit_scale(), self.margin)
+        Ok(updated)
     }
 
     /// A loss over the whole effective batch in the memory of one micro-batch (Gao et al., 2021, "GradCache",
     /// <https://arxiv.org/abs/2101.06983>): embeddings without a graph, the loss's gradient at them, then each micro-batch
-    /// again with that gradient.
-    fn two_passes(&self, encoder: &Encoder, micro_batches: &[Inputs]) -> f64 {
+    /// again with that gradient. Every rank has the embeddings of all; rank 0 alone gives the loss and the gradient of its scale.
+    fn two_passes(&self, world: &World, encoder: &Encoder, micro_batches: &[Inputs]) -> Result<f64> {
         let parts: Vec<Embeddings> =
             micro_batches.iter().map(|inputs| tch::no_grad(|| encoder.embed(inputs))).collect();
-        let join = |part: fn(&Embeddings) -> &Tensor| Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0);
-        let leaf = |part: fn(&Embeddings) -> &Tensor| join(part).set_requires_grad(true);
-        let whole = Embeddings {
-            text: leaf(|part| &part.text),
-            positive: leaf(|part| &part.positive),
-            negative: leaf(|part| &part.negative),
-            prompt: join(|part| &part.prompt),
+        let own_rows: i64 = micro_batches.iter().map(|inputs| inputs.rows as i64).sum();
+        let device = encoder.clip.device;
+        let none = Embeddings::none(encoder.clip.config.embed_dim as i64, device);
+        let join = |part: fn(&Embeddings) -> &Tensor| -> Result<Tensor> {
+            let own = Tensor::cat(&std::iter::once(&none).chain(&parts).map(part).collect::<Vec<_>>(), 0);
+            Ok(Tensor::cat(&world.all_gather(&own)?, 0))
         };
-        let loss = self.mean_loss(encoder, &whole);
+        let whole = Embeddings {
+            text: join(|part| &part.text)?.set_requires_grad(true),
+            positive: join(|part| &part.positive)?.set_requires_grad(true),
+            negative: join(|part| &part.negative)?.set_requires_grad(true),
+            prompt: join(|part| &part.prompt)?,
+        };
+        let counts = world.all_gather(&Tensor::from_slice(&[own_rows]))?;
+        let before: i64 = counts.iter().take(world.rank()).map(|count| count.int64_value(&[0])).sum();
+        let scale = encoder.clip.logit_scale();
+        let loss = self.loss.mean(&whole, &if world.leads() { scale } else { scale.detach() }, self.margin);
         loss.backward();
-        let mut start = 0;
+        let mut start = before;
         for inputs in micro_batches {
             let rows = inputs.rows as i64;
             let again = encoder.embed(inputs);
@@ -113,6 +111,6 @@ impl Stepper {
             .backward();
             start += rows;
         }
-        loss.double_value(&[])
+        Ok(if world.leads() { loss.double_value(&[]) } else { 0.0 })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use super::{
     config::TrainConfig,
@@ -13,14 +13,16 @@ use crate::{
     data::{loader::ordered, preflight::OnBadImage},
     event::{Event, Observer},
     statistics::{pairwise::Validation, table::Table},
+    world::World,
 };
 
-/// The figures of the model as it is now.
+/// The figures of the model as it is now. Batches of images and prompts are dealt over the ranks, of which all give the same.
 ///
 /// # Errors
-/// An image cannot be read (unless bad images are skipped), or a score is not finite.
+/// An image cannot be read (unless bad images are skipped), a score is not finite, or another rank is lost.
 pub(super) fn validate(
     config: &TrainConfig,
+    world: &World,
     encoder: &Encoder,
     examples: &Examples,
     observer: &dyn Observer,
@@ -28,14 +30,23 @@ pub(super) fn validate(
     let (triplets, batch) = (&examples.triplets, config.batch_size.max(16));
     let images: Vec<u32> = (0..triplets.images.len() as u32).collect();
     let prompts: Vec<u32> = (0..triplets.prompts.len() as u32).collect();
+    let own = |all: &[u32]| -> Vec<Vec<u32>> {
+        let batches: Vec<&[u32]> = all.chunks(batch).collect();
+        batches[world.share(batches.len())].iter().map(|batch| batch.to_vec()).collect()
+    };
     let mut table = Table::new(images.len(), prompts.len(), encoder.clip.config.embed_dim);
-    for chunk in prompts.chunks(batch) {
-        table.set_prompts(chunk, &rows_of(&encoder.embed_prompts(examples, chunk))?);
+    let mut found = Found::new(encoder.clip.config.embed_dim);
+    for chunk in own(&prompts) {
+        let embedded = encoder.embed_prompts(examples, &chunk);
+        found.add(chunk, embedded);
     }
-    let fetcher = encoder.fetcher;
+    found.of_all_ranks(world, |indexes, rows| table.set_prompts(indexes, rows))?;
+    let (fetcher, own) = (encoder.fetcher, own(&images));
+    let total = own.iter().map(Vec::len).sum();
     let fetch = |image: u32| (image, fetcher.fetch(examples, image));
-    ordered(images.iter().copied(), config.workers(), 2 * batch, fetch, |fetched| -> Result<()> {
-        for (done, chunk) in images.chunks(batch).enumerate() {
+    let found = ordered(own.iter().flatten().copied(), config.workers(), 2 * batch, fetch, |fetched| {
+        let (mut found, mut done) = (Found::new(encoder.clip.config.embed_dim), 0);
+        for chunk in &own {
             let mut order = Vec::new();
             let mut data = HashMap::new();
             for (image, result) in fetched.take(chunk.len()) {
@@ -49,17 +60,45 @@ pub(super) fn validate(
                 }
             }
             if !order.is_empty() {
-                table.set_images(&order, &rows_of(&encoder.embed_images(examples, &order, data)?)?);
+                let embedded = encoder.embed_images(examples, &order, data)?;
+                found.add(order, embedded);
             }
-            let done = done * batch + chunk.len();
-            observer.event(&Event::Progress { phase: "validation", done, total: images.len() });
+            done += chunk.len();
+            observer.event(&Event::Progress { phase: "validation", done, total });
         }
-        Ok(())
+        Ok(found)
     })?;
+    found.of_all_ranks(world, |indexes, rows| table.set_images(indexes, rows))?;
     table.validation(triplets, examples.tokens(), config.seed)
 }
 
-/// The rows of a `[n, E]` fp32 matrix on the CPU.
-fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
-    Vec::try_from(matrix).map_err(|error| Error::data("embeddings cannot be read back").caused_by(error))
+/// Embeddings that this rank found, by index.
+struct Found {
+    indexes: Vec<i64>,
+    embeddings: Vec<Tensor>,
+}
+
+impl Found {
+    /// Nothing, of embeddings of `width` numbers.
+    fn new(width: usize) -> Self {
+        Self { indexes: Vec::new(), embeddings: vec![Tensor::zeros([0, width as i64], (Kind::Float, Device::Cpu))] }
+    }
+
+    fn add(&mut self, indexes: Vec<u32>, embeddings: Tensor) {
+        self.indexes.extend(indexes.into_iter().map(i64::from));
+        self.embeddings.push(embeddings);
+    }
+
+    /// Gives `set` what each rank found.
+    fn of_all_ranks(self, world: &World, mut set: impl FnMut(&[u32], &[Vec<f32>])) -> Result<()> {
+        let read = |error| Error::data("embeddings cannot be read back").caused_by(error);
+        let indexes = world.all_gather(&Tensor::from_slice(&self.indexes))?;
+        let embeddings = world.all_gather(&Tensor::cat(&self.embeddings, 0))?;
+        for (indexes, embeddings) in indexes.iter().zip(&embeddings) {
+            let indexes: Vec<i64> = Vec::try_from(indexes).map_err(read)?;
+            let indexes: Vec<u32> = indexes.into_iter().map(|index| index as u32).collect();
+            set(&indexes, &Vec::<Vec<f32>>::try_from(embeddings).map_err(read)?);
+        }
+        Ok(())
+    }
 }

@@ -19,6 +19,7 @@ use reward::{
         Checkpoint, OpenOptions,
         layout::{Layout, Stored},
     },
+    world::World,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -116,8 +117,8 @@ fn train(mode: TrainingMode, loss: LossName, variant: Variant) -> Run {
     let mut stepper = Stepper::new(&clip, mode, loss, 2.0, None);
     let step = |rows: &[Triplet]| {
         let micro_batches = rows.chunks(variant.micro_batch).map(|rows| Ok(inputs(&clip, &trainable, &batches, rows)));
-        let outcome = stepper.step(&encoder, micro_batches, rows.len(), 1e-3).unwrap();
-        assert!(outcome.updated.applied && outcome.updated.gradient_norm > 0.0);
+        let outcome = stepper.step(&World::alone(), &encoder, micro_batches, rows.len(), 1e-3).unwrap();
+        assert!(outcome.applied && outcome.gradient_norm > 0.0);
         outcome.loss
     };
     let losses = batches.rows.chunks(BATCH).map(step).collect();
@@ -231,6 +232,6 @@ fn logit_scale_is_cut_at_ln_100() {
     let encoder = Encoder::new(&clip, trainable, &fetcher);
     let mut stepper = Stepper::new(&clip, TrainingMode::All, LossName::BradleyTerry, 0.0, None);
     let micro_batches = [Ok(inputs(&clip, &trainable, &batches, &batches.rows[..BATCH]))].into_iter();
-    stepper.step(&encoder, micro_batches, BATCH, 1e-3).unwrap();
+    stepper.step(&World::alone(), &encoder, micro_batches, BATCH, 1e-3).unwrap();
     assert_eq!(values(&scale), [100.0_f32.ln()]);
 }

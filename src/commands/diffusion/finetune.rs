@@ -9,9 +9,12 @@ use crate::cli::FinetuneArgs;
 #[cfg(feature = "torch")]
 pub(crate) fn run(arguments: &FinetuneArgs) -> Result<ExitCode> {
     use diffusion::finetune::{FinetuneConfig, dry_run, finetune};
-    use reward::run::Ended;
+    use reward::{
+        event::{Event, Observer},
+        run::Ended,
+    };
 
-    use crate::{commands, failure, progress::Progress, settings::layered, signals};
+    use crate::{commands, failure, progress::Progress, settings::layered, signals, together::together};
 
     let config: FinetuneConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
@@ -20,19 +23,23 @@ pub(crate) fn run(arguments: &FinetuneArgs) -> Result<ExitCode> {
         reward::files::followed(folder)?;
     }
     commands::device(Some(config.device), config.threads);
-    let (stop, progress) = (signals::listen()?, Progress::new());
+    let stop = signals::listen()?;
     if arguments.dry_run {
-        commands::print(&dry_run(&config, &progress, &stop)?)?;
+        commands::print(&dry_run(&config, &Progress::new(), &stop)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    match finetune(&config, arguments.resume, &progress, &stop)? {
+    let (ended, progress) =
+        together(&arguments.world, |world, progress| finetune(&config, arguments.resume, world, progress, &stop))?;
+    match ended {
         Ended::Finished(path) => {
-            progress.line("done");
-            commands::print(&path.display().to_string())?;
+            progress.event(&Event::Note("done"));
+            if progress.leads() {
+                commands::print(&path.display().to_string())?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Ended::Interrupted { step } => {
-            progress.line(&format!("interrupted after step {step}; --resume goes on from there"));
+            progress.event(&Event::Note(&format!("interrupted after step {step}; --resume goes on from there")));
             Ok(failure::interrupted(signals::received()))
         }
     }

@@ -48,9 +48,9 @@ impl Run<'_> {
                     self.micro_batches.size(),
                 );
                 let progress = self.watched("images for the rewards' scale");
-                let snapshot = self
-                    .policy
-                    .as_base(|base| images.snapshot(base, &self.objective, &self.parts.embeddings, &progress))?;
+                let snapshot = self.policy.as_base(|base| {
+                    images.snapshot(self.world, base, &self.objective, &self.parts.embeddings, &progress)
+                })?;
                 let mut scales = BTreeMap::new();
                 for weighted in &self.parts.rewards {
                     // A reward that is only watched needs no unit, so that it may be the same for all.
@@ -63,7 +63,9 @@ impl Run<'_> {
                 scales
             }
         };
-        reward_scale::write(folder, &scales)?;
+        if self.world.leads() {
+            reward_scale::write(folder, &scales)?;
+        }
         for (scale, weighted) in self.objective.scales.iter_mut().zip(&self.parts.rewards) {
             *scale = *scales.get(&weighted.label).ok_or_else(|| {
                 Error::data(format!("{}: no scale of reward `{}`", reward_scale::FILE, weighted.label))
@@ -76,7 +78,7 @@ impl Run<'_> {
     /// Compares held-out images with the base model's, writes the figures and a picture, and keeps the best. True where the
     /// stop rule holds.
     pub(super) fn evaluate(&mut self) -> Result<bool> {
-        let (Some(folder), Some(metrics)) = (self.folder, &mut self.metrics) else { return Ok(false) };
+        let Some(folder) = self.folder else { return Ok(false) };
         let step = self.progress.step;
         let rows = self.pictures.held_out().to_vec();
         if !rows.is_empty() {
@@ -91,14 +93,14 @@ impl Run<'_> {
                     line[name] = json!(value);
                     told.push(format!("{} {value:.5}", name.replace("held_out_", "held-out ").replace('_', " ")));
                 }
-                metrics.add(&line)?;
+                self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.add(&line))?;
                 self.observer.event(&Event::Note(&format!("step {step}: {}", told.join(", "))));
             }
         }
         let Some((held_out, base)) = &self.held_out else { return Ok(false) };
         let (policy, objective, parts, observer) = (&self.policy, &self.objective, self.parts, self.observer);
         let tuned = self.update.with_means(|| {
-            held_out.snapshot(policy, objective, &parts.embeddings, &|done, total| {
+            held_out.snapshot(self.world, policy, objective, &parts.embeddings, &|done, total| {
                 observer.event(&Event::Progress { phase: "held-out images", done, total });
                 Ok(())
             })
@@ -109,13 +111,15 @@ impl Run<'_> {
         if let Some(norm) = held_out::lora_norm(&parts.models.unet.parameters) {
             line.insert("lora_norm".to_owned(), json!(norm));
         }
-        metrics.add(&json!(line))?;
-        let (png, size) = grid::png(&base.pixels, &tuned.pixels)?;
-        fs_err::create_dir_all(folder.path().join("samples"))?;
-        let path = folder.path().join(format!("samples/step-{step:06}.png"));
-        replace_file(&path, |partial| Ok(fs_err::write(partial, &png)?))?;
-        metrics.image(step, "base above, tuned below", &png, size)?;
-        samples::write(&path.with_extension(""), self.config, parts, held_out, &tuned.pixels)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.add(&json!(line))?;
+            let (png, size) = grid::png(&base.pixels, &tuned.pixels)?;
+            fs_err::create_dir_all(folder.join("samples"))?;
+            let path = folder.join(format!("samples/step-{step:06}.png"));
+            replace_file(&path, |partial| Ok(fs_err::write(partial, &png)?))?;
+            metrics.image(step, "base above, tuned below", &png, size)?;
+            samples::write(&path.with_extension(""), self.config, parts, held_out, &tuned.pixels)?;
+        }
         let composite = comparison.composite;
         let best = composite.is_finite() && self.progress.best.is_none_or(|best| composite > best);
         let text = format!(
@@ -135,10 +139,11 @@ impl Run<'_> {
         self.observer.event(&Event::Note(&text));
         if best {
             self.progress.best = Some(composite);
-            let path = folder.path().join("best");
             let (models, update, progress) = (&parts.models, &self.update, &self.progress);
             let method = self.method.as_ref();
-            update.with_means(|| checkpoint::write(&path, models, update, method, progress))?;
+            if self.world.leads() {
+                update.with_means(|| checkpoint::write(&folder.join("best"), models, update, method, progress))?;
+            }
         }
         let rose = comparison.interval[0] > 0.0;
         let hacked = self.config.stop_after_falls.is_some_and(|falls| comparison.fallen.len() >= falls);
@@ -148,7 +153,9 @@ impl Run<'_> {
     /// What the stop rule does: the best weights are the run's result.
     pub(super) fn roll_back(&mut self) -> Result<Ended> {
         let Some(folder) = self.folder else { return self.finish() };
-        let best = folder.path().join("best");
+        let best = folder.join("best");
+        // Written by rank 0, read by all.
+        self.world.barrier()?;
         let text = format!(
             "step {}: the reward rises while other measures fall: stopped, back to {}",
             self.progress.step,

@@ -4,7 +4,7 @@ mod evaluate;
 mod self_check;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -14,13 +14,15 @@ use reward::{
     native::memory,
     optim::Update,
     run::{
-        Ended, RunFolder, checkpoints,
+        Ended, checkpoints,
         inputs::Inputs,
         metrics::Metrics,
         order::image_seed,
         resume::{ResumePoint, way_on},
+        together::same_weights,
     },
     statistics::{deviation, mean},
+    world::World,
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -48,12 +50,13 @@ use crate::{
     source::Source,
 };
 
-/// Whom a run reports to, who can stop it, and where it writes (a rehearsal: nowhere).
+/// Which processes share a run, whom it reports to, who can stop it, and its folder (a rehearsal: none).
 #[derive(Clone, Copy)]
 pub(super) struct Reports<'a> {
+    pub(super) world: &'a World,
     pub(super) observer: &'a dyn Observer,
     pub(super) stop: &'a AtomicBool,
-    pub(super) folder: Option<&'a RunFolder>,
+    pub(super) place: Option<&'a Path>,
 }
 
 /// A run under way.
@@ -72,7 +75,9 @@ pub(super) struct Run<'a> {
     dealer: Dealer,
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
-    folder: Option<&'a RunFolder>,
+    world: &'a World,
+    folder: Option<&'a Path>,
+    /// Of rank 0.
     metrics: Option<Metrics>,
     progress: Progress,
     held_out: Option<(HeldOut, Snapshot)>,
@@ -86,7 +91,7 @@ impl<'a> Run<'a> {
         method: Box<dyn Algorithm>,
         pictures: Pictures,
         (estimate, choice): (Estimate, Choice),
-        Reports { observer, stop, folder }: Reports<'a>,
+        Reports { world, observer, stop, place }: Reports<'a>,
     ) -> Result<Self> {
         let models = &parts.models;
         let (guidance_scale, eta, negative_branch_gradient) = config.sampling();
@@ -114,6 +119,9 @@ impl<'a> Run<'a> {
         let trained = models.unet.parameters.trained();
         let clip_norm = (config.clip_norm > 0.0).then_some(config.clip_norm);
         let dealer = Dealer::new(config, parts.prompts.len(), &pictures);
+        // On a CPU as many rows go through at a time as a rank rolls out.
+        let shared = world.size() > 1 && !parts.device.is_cuda();
+        let most = if shared { config.batch_size.div_ceil(world.size()) } else { usize::MAX };
         Ok(Self {
             config,
             source,
@@ -123,13 +131,14 @@ impl<'a> Run<'a> {
             method,
             pictures,
             update: Update::new(trained, step::adamw(config.weight_decay), clip_norm, config.ema_decay),
-            micro_batches: MicroBatches::new(choice.micro, parts.device, observer),
+            micro_batches: MicroBatches::new(world, choice.micro.min(most), parts.device, observer),
             estimate,
             choice,
             dealer,
             observer,
             stop,
-            folder,
+            world,
+            folder: place,
             metrics: None,
             progress: Progress { threads: tch::get_num_threads() as usize, ..Progress::default() },
             held_out: None,
@@ -146,11 +155,12 @@ impl<'a> Run<'a> {
         let name = config.method().map_or("", |method| method.name);
         let gigabytes = |bytes: f64| format!("{:.2} GB", bytes / 1e9);
         format!(
-            "{name}: {:.2} M parameters train beside {:.1} M of the UNet, on {:?} in {}, images of {}×{} ({channels} latent channels)\n\
+            "{name}: {:.2} M parameters train beside {:.1} M of the UNet, on {:?}{} in {}, images of {}×{} ({channels} latent channels)\n\
              {} steps of {} images, {} at a time, activations {}: about {} of memory, {} of it for each image at a time",
             count as f64 / 1e6,
             total as f64 / 1e6,
             self.parts.device,
+            if self.world.size() > 1 { format!(" in each of {} processes", self.world.size()) } else { String::new() },
             if self.parts.kind == Kind::Float { "fp32" } else { "bf16" },
             width * factor,
             height * factor,
@@ -171,14 +181,14 @@ impl<'a> Run<'a> {
         let Some(folder) = self.folder else { return Ok(()) };
         if let Some(ResumePoint { folder: checkpoint, progress, .. }) = resumed {
             let threads = self.progress.threads;
-            self.progress = Progress::go_on(Some(progress), folder.path(), threads, self.observer);
+            self.progress = Progress::go_on(Some(progress), folder, threads, self.observer);
             checkpoint::load(checkpoint, &mut self.update, self.method.as_mut())?;
         }
         self.progress.inputs = inputs;
         self.progress.own.checkpointing = self.choice.checkpointing;
-        self.metrics = Some(Metrics::open(folder.path(), self.progress.step)?);
+        self.metrics = self.world.leads().then(|| Metrics::open(folder, self.progress.step)).transpose()?;
         self.observer.event(&Event::Note(&self.describe()));
-        self.scale_rewards(folder.path())?;
+        self.scale_rewards(folder)?;
         if !self.parts.held_out.is_empty() && !self.parts.rewards.is_empty() {
             let held_out = HeldOut::new(
                 &self.parts.held_out,
@@ -188,7 +198,8 @@ impl<'a> Run<'a> {
                 self.micro_batches.size(),
             );
             let base = self.policy.as_base(|base| {
-                held_out.snapshot(base, &self.objective, &self.parts.embeddings, &self.watched("base images"))
+                let progress = self.watched("base images");
+                held_out.snapshot(self.world, base, &self.objective, &self.parts.embeddings, &progress)
             })?;
             self.held_out = Some((held_out, base));
         }
@@ -202,7 +213,7 @@ impl<'a> Run<'a> {
         let total = self.config.train_steps;
         let mut check = self.self_check();
         while self.progress.step < total {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.world.any(self.stop.load(Ordering::Relaxed))? {
                 self.save()?;
                 return Ok(Ended::Interrupted { step: self.progress.step });
             }
@@ -286,9 +297,8 @@ impl<'a> Run<'a> {
     /// An error with what is left to go on with.
     fn failed(&self, error: Error) -> Error {
         let Some(folder) = self.folder.filter(|_| error.kind() != ErrorKind::Interrupted) else { return error };
-        let Some(hint) = error.hint_text() else { return error.hint(way_on(folder.path())) };
-        let last: Option<PathBuf> =
-            checkpoints::list(folder.path()).ok().and_then(|mut all| all.pop()).map(|(_, path)| path);
+        let Some(hint) = error.hint_text() else { return error.hint(way_on(folder)) };
+        let last: Option<PathBuf> = checkpoints::list(folder).ok().and_then(|mut all| all.pop()).map(|(_, path)| path);
         let good = match (last, self.config.train) {
             (None, _) => "no checkpoint was written yet".to_owned(),
             (Some(path), Train::Full) => format!("the last checkpoint is good: {}", path.display()),
@@ -301,12 +311,14 @@ impl<'a> Run<'a> {
     }
 
     fn save(&mut self) -> Result<()> {
-        let Some(folder) = self.folder else { return Ok(()) };
+        let trained = self.update.trained().iter().map(|(_, tensor)| tensor);
+        same_weights(self.world, self.progress.step, trained)?;
+        let Some(folder) = self.folder.filter(|_| self.world.leads()) else { return Ok(()) };
         self.progress.own.micro = self.micro_batches.size();
-        let path = checkpoints::folder(folder.path(), self.progress.step);
+        let path = checkpoints::folder(folder, self.progress.step);
         checkpoint::write(&path, &self.parts.models, &self.update, self.method.as_ref(), &self.progress)
             .map_err(|error| self.failed(error))?;
-        checkpoints::prune(folder.path(), self.config.keep_checkpoints)?;
+        checkpoints::prune(folder, self.config.keep_checkpoints)?;
         self.observer.event(&Event::Saved(&path));
         Ok(())
     }
@@ -314,11 +326,13 @@ impl<'a> Run<'a> {
     fn finish(&mut self) -> Result<Ended> {
         let Some(folder) = self.folder else { return Ok(Ended::Interrupted { step: self.progress.step }) };
         let (config, source, models) = (self.config, self.source, &self.parts.models);
-        self.update
-            .with_means(|| checkpoint::result(folder.path(), config, source, models))
-            .map_err(|error| self.failed(error))?;
+        if self.world.leads() {
+            self.update
+                .with_means(|| checkpoint::result(folder, config, source, models))
+                .map_err(|error| self.failed(error))?;
+        }
         let name = if config.train == Train::Lora { "lora" } else { "model" };
-        Ok(Ended::Finished(folder.path().join(name)))
+        Ok(Ended::Finished(folder.join(name)))
     }
 
     /// The plan with one round measured.
