@@ -36,11 +36,13 @@ impl Progress {
     }
 
     /// For rank `rank` of a run of several processes: rank 0 tells how the run goes, the others what is wrong.
+    #[cfg(feature = "torch")]
     pub(crate) fn of_rank(rank: usize) -> Self {
         Self { rank: (rank > 0).then_some(rank), ..Self::new() }
     }
 
     /// Whether this is the rank that tells how the run goes.
+    #[cfg(feature = "torch")]
     pub(crate) fn leads(&self) -> bool {
         self.rank.is_none()
     }

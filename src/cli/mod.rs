@@ -12,7 +12,9 @@ use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
-pub(crate) use common::{CommonArgs, ImageArgs, WorldArgs};
+#[cfg(feature = "torch")]
+pub(crate) use common::WorldArgs;
+pub(crate) use common::{CommonArgs, ImageArgs};
 pub(crate) use diffusion::{DiffusionCommand, DiffusionExportArgs, GenerateArgs, VerifyArgs};
 pub(crate) use evaluate::EvaluateArgs;
 pub(crate) use finetune::FinetuneArgs;
