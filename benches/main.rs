@@ -1,7 +1,7 @@
 //! `make bench`: the program beside the original's recipe in PyTorch, one after the other on the same weights and files.
 //!
 //! `make bench` runs every row, `cargo bench -- train` one. Rows: gemm, decode, fast-decode, train, memory, validate, score, start-up,
-//! unet, vae, load, finetune, sampling, ddpo, dpo, busy, and where there is a CUDA device cuda-train, cuda-unet, cuda-finetune.
+//! unet, vae, load, finetune, sampling, ddpo, dpo, ranks, busy, and where there is a CUDA device cuda-train, cuda-unet, cuda-finetune.
 //! The peers are the scripts in `benches/peers`, run by `$PYTHON` (default `python3`), which needs torch 2.11, torchvision,
 //! openai-clip, safetensors, pandas, pyarrow, diffusers, transformers and peft, and diffusers-rs. Data and weights are made once,
 //! in `target/bench`.
@@ -24,12 +24,13 @@ mod busy;
 mod cuda;
 mod finetune;
 mod methods;
+mod ranks;
 mod stable_diffusion;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_social-reward");
 type Row = fn() -> Result<()>;
 
-const ROWS: [(&str, Row); 19] = [
+const ROWS: [(&str, Row); 20] = [
     ("gemm", gemm),
     ("decode", decode),
     ("fast-decode", fast_decode),
@@ -45,6 +46,7 @@ const ROWS: [(&str, Row); 19] = [
     ("sampling", finetune::sampling),
     ("ddpo", methods::ddpo),
     ("dpo", methods::dpo),
+    ("ranks", ranks::ranks),
     ("busy", busy::busy),
     ("cuda-train", cuda::train),
     ("cuda-unet", cuda::unet),

@@ -218,3 +218,17 @@ fn every_method_tunes_alike_at_any_number_of_ranks() {
         }
     }
 }
+
+#[test]
+fn doctor_shows_ranks_and_adds_up_with_them() {
+    let work = Workspace::new();
+    let ranks = work.run_ranks(2, "doctor --json");
+    let found = &ranks[0].json()["ranks"];
+    assert_eq!((found["size"].as_u64(), found["all"].as_array().unwrap().len()), (Some(2), 2), "{found}");
+    assert!(
+        found["small_sum_seconds"].as_f64().unwrap() > 0.0 && found["large_sum_rate"].as_f64().unwrap() > 1e6,
+        "{found}"
+    );
+    ranks[1].exits(0).check(ranks[1].stdout.is_empty(), "rank 0 reports");
+    assert!(work.run("doctor --json").json()["ranks"].is_null());
+}

@@ -28,7 +28,6 @@ pub fn ask(threads: Option<NonZeroUsize>) {
 static SHARING: AtomicUsize = AtomicUsize::new(1);
 
 /// Tells of the number of processes of this run on this machine, before the first model is loaded.
-#[cfg(feature = "torch")]
 pub fn share(processes: usize) {
     SHARING.store(processes.max(1), Ordering::Relaxed);
     ask(None);

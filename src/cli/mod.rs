@@ -84,7 +84,13 @@ pub(crate) struct DemoArgs {
 
 /// Flags of `doctor`.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  social-reward doctor
+  torchrun --nproc-per-node 2 --no-python social-reward doctor   # do the processes find one another, and how fast")]
 pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build has no ranks"))]
+    pub(crate) world: common::WorldArgs,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,

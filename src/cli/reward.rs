@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
+use reward::world::shard::Shard;
 use serde::{Deserialize, Serialize};
 
 use super::common::{CommonArgs, ImageArgs, WorldArgs};
@@ -205,6 +206,10 @@ pub(crate) struct ScoreArgs {
     /// Images per pass [default: 32]
     #[arg(long, value_name = "N")]
     pub(crate) batch_size: Option<usize>,
+    /// Score part I of N only, I from 0; `auto/N` or `auto` in a Slurm array or an indexed Kubernetes job. The last part to end
+    /// writes the table [default: all, or the part of this rank]
+    #[arg(long, value_name = "I/N")]
+    pub(crate) shard: Option<Shard>,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) images: ImageArgs,

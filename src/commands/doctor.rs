@@ -25,8 +25,29 @@ pub(crate) struct Doctor {
     pub(crate) memory: Memory,
     /// Bytes free for us on the disk of the current folder.
     pub(crate) free_disk_bytes: Option<u64>,
+    /// The processes that were started together; none for one alone.
+    pub(crate) ranks: Option<Ranks>,
     /// What would make this machine or build better.
     pub(crate) missing: Vec<Missing>,
+}
+
+/// Processes that were started together, and how fast they exchange.
+#[derive(Debug, Serialize)]
+pub(crate) struct Ranks {
+    /// The number of this process.
+    pub(crate) rank: usize,
+    /// The number of processes.
+    pub(crate) size: usize,
+    /// Machine and process of each rank.
+    pub(crate) all: Vec<String>,
+    /// Where they met, and who keeps the store there.
+    pub(crate) store: String,
+    /// What carries their sums.
+    pub(crate) backend: &'static str,
+    /// Seconds of a sum of four bytes, the median.
+    pub(crate) small_sum_seconds: f64,
+    /// Bytes a second of a sum of 64 MB.
+    pub(crate) large_sum_rate: f64,
 }
 
 /// The libtorch in use.
@@ -78,7 +99,14 @@ pub(crate) struct Missing {
 }
 
 pub(crate) fn run(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let report = report();
+    let mut report = report();
+    #[cfg(feature = "torch")]
+    {
+        report.ranks = ranks(&arguments.world)?;
+    }
+    if report.ranks.as_ref().is_some_and(|ranks| ranks.rank > 0) {
+        return Ok(ExitCode::SUCCESS);
+    }
     let text = if arguments.json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
     super::print(text.trim_end())?;
     Ok(ExitCode::SUCCESS)
@@ -106,8 +134,49 @@ fn report() -> Doctor {
         cpu: cpu(&read("/proc/cpuinfo")),
         memory: memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max")),
         free_disk_bytes: rustix::fs::statvfs(".").ok().map(|disk| disk.f_bavail * disk.f_frsize),
+        ranks: None,
         missing,
     }
+}
+
+/// Meets the processes that were started with this one, and adds up with them.
+#[cfg(feature = "torch")]
+fn ranks(arguments: &crate::cli::WorldArgs) -> anyhow::Result<Option<Ranks>> {
+    use std::time::Instant;
+
+    use reward::world::launch::Launch;
+    use tch::{Device, Kind, Tensor};
+
+    const LARGE: i64 = 16 << 20;
+    let Some(launch) = Launch::from_variables(|name| std::env::var(name).ok())? else { return Ok(None) };
+    let measured = crate::together::together(arguments, |world, _| {
+        let seconds = |values: i64| -> reward::Result<f64> {
+            let tensor = Tensor::ones([values], (Kind::Float, Device::Cpu));
+            let mut times = Vec::new();
+            for _ in 0..11 {
+                world.barrier()?;
+                let started = Instant::now();
+                world.all_reduce(&[tensor.shallow_clone()])?;
+                times.push(started.elapsed().as_secs_f64());
+            }
+            times.sort_by(f64::total_cmp);
+            Ok(times[5])
+        };
+        let all = world.gather_bytes(reward::world::me().as_bytes())?;
+        let all = all.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        Ok((all, seconds(1)?, (4 * LARGE) as f64 / seconds(LARGE)?))
+    })?;
+    let (all, small_sum_seconds, large_sum_rate) = measured.0;
+    let keeper = if launch.store_of_launcher { "torchrun" } else { "rank 0" };
+    Ok(Some(Ranks {
+        rank: launch.rank,
+        size: launch.size,
+        all,
+        store: format!("{}:{}, kept by {keeper}", launch.address, launch.port),
+        backend: "Gloo",
+        small_sum_seconds,
+        large_sum_rate,
+    }))
 }
 
 #[cfg(feature = "torch")]
@@ -201,7 +270,7 @@ fn memory(meminfo: &str, cgroup_limit: &str) -> Memory {
 
 impl fmt::Display for Doctor {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, build, libtorch, jpeg_decoder, cpu, memory, free_disk_bytes, missing } = self;
+        let Self { version, build, libtorch, jpeg_decoder, cpu, memory, free_disk_bytes, ranks, missing } = self;
         writeln!(out, "social-reward {version} ({build} build)")?;
         match libtorch {
             Some(Libtorch { version, path, threads, cuda_devices, cuda }) => {
@@ -221,6 +290,14 @@ impl fmt::Display for Doctor {
             write!(out, ", limited to {}", Gibibytes(*limit_bytes))?;
         }
         writeln!(out, "\n  disk      {} free here", Gibibytes(*free_disk_bytes))?;
+        if let Some(Ranks { size, all, store, backend, small_sum_seconds, large_sum_rate, .. }) = ranks {
+            writeln!(out, "  ranks     {size} over {backend}, met at {store}")?;
+            for (rank, name) in all.iter().enumerate() {
+                writeln!(out, "            {rank}: {name}")?;
+            }
+            let (micro, mega) = (small_sum_seconds * 1e6, large_sum_rate / 1e6);
+            writeln!(out, "            a sum of 4 bytes takes {micro:.0} µs, one of 64 MB runs at {mega:.0} MB/s")?;
+        }
         if missing.is_empty() {
             return write!(out, "nothing is missing");
         }

@@ -21,6 +21,7 @@ use reward::{
         table::{Format, ScoreTable},
     },
     weights::Checkpoint,
+    world::{launch::Launch, shard::Shard},
 };
 use serde::Serialize;
 
@@ -47,6 +48,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
         }
         output::check_file(output, "give an --output that you may write to")?;
     }
+    let shard = shard(&settings)?;
     let (stop, progress) = (signals::listen()?, Progress::new());
     let manifest = asked(&settings)?;
     let source = settings.manifest.as_deref();
@@ -65,11 +67,19 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
     let device = commands::device(settings.common.compute.device, settings.common.compute.threads);
     let computed = described(model, &checkpoint, &options, device, settings.common.compute.seed.unwrap_or(0))?;
     let mut parts = match &settings.output {
-        Some(output) => Some(Parts::of(output, Model { files: checkpoint.files(), settings: &computed })?),
+        Some(output) => {
+            let model = Model { files: checkpoint.files(), settings: &computed };
+            Some(Parts::of(output, model, shard.count > 1)?)
+        }
         None => None,
     };
     let rows = Rows::new(&manifest, &tokens, &stamps);
-    let scores = rows.score(|| engine(&checkpoint, device), &options, parts.as_mut(), &progress, &stop)?;
+    let scored = rows.score(|| engine(&checkpoint, device), shard, &options, parts.as_mut(), &progress, &stop)?;
+    let Some(scores) = scored else {
+        let folder = parts.map_or(String::new(), |parts| parts.folder().display().to_string());
+        progress.line(&format!("part {shard} is scored, in {folder}; the last part to end writes the table"));
+        return Ok(ExitCode::SUCCESS);
+    };
 
     if let (Some(output), Some(table)) = (&settings.output, &table) {
         table.write(&scores, &progress)?;
@@ -92,6 +102,23 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
         commands::print(&scored.map(line).collect::<Vec<_>>().join("\n"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The part of the rows that this process scores: what `--shard` says, or its rank.
+fn shard(settings: &ScoreArgs) -> Result<Shard> {
+    let launch = Launch::from_variables(|name| std::env::var(name).ok())?;
+    let shard = match (settings.shard, launch) {
+        (Some(shard), _) => shard,
+        (None, Some(Launch { rank, size, local_size, .. })) => {
+            reward::threads::share(local_size);
+            Shard { index: rank, count: size }
+        }
+        (None, None) => Shard::WHOLE,
+    };
+    if shard.count > 1 && settings.output.is_none() {
+        return Err(Error::usage("--output is missing: parts of several processes meet beside it").into());
+    }
+    Ok(shard)
 }
 
 /// The rows to score.

@@ -121,3 +121,29 @@ fn a_full_disk_leaves_the_earlier_table() {
     let left = fs_err::read_dir(work.path("")).unwrap().count();
     assert_eq!(left, 4, "the links, the table and its scores");
 }
+
+#[test]
+fn parts_of_several_processes_make_one_table() {
+    let (work, command) = many();
+    let command = command.replace("--batch-size 1", "--batch-size 7");
+    work.run(&format!("{command} --output whole.parquet")).succeeds();
+    let shard = |shard: &str| format!("{command} --output shards.parquet --shard {shard}");
+    // One is killed, and started again after the others.
+    let killed = work.start_until(&shard("1/3"), "shards.parquet.parts");
+    killed.signal("KILL").dies_of(9);
+    for part in ["2/3", "0/3"] {
+        work.run(&shard(part)).succeeds().says(&format!("part {part} is scored"));
+        assert!(!work.path("shards.parquet").exists());
+    }
+    work.run(&shard("1/3")).succeeds().says(&format!("{IMAGES} scores in shards.parquet"));
+    assert_eq!(work.bytes("shards.parquet"), work.bytes("whole.parquet"));
+    assert!(!work.path("shards.parquet.parts").exists());
+    // By a launcher: every process takes its own part.
+    let ranks = work.run_ranks(3, &format!("{command} --output ranks.parquet"));
+    for rank in &ranks {
+        rank.succeeds();
+    }
+    assert_eq!(work.bytes("ranks.parquet"), work.bytes("whole.parquet"));
+    work.run(&shard("3/3")).fails(2, &["--shard", "3/3", "parts go from 0"]);
+    work.run(&format!("{command} --shard 0/2")).fails(2, &["--output is missing"]);
+}

@@ -62,6 +62,8 @@ pub struct Parts<'a> {
     hash: OnceCell<String>,
     /// Held against other processes while there is a folder.
     lock: Option<fs_err::File>,
+    /// Whether other processes score other parts of the same table.
+    shared: bool,
     /// Whether another process keeps its parts here.
     taken: bool,
     started: Instant,
@@ -70,17 +72,17 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// The parts of `output`, of which there may be none yet.
+    /// The parts of `output`, of which there may be none yet. `shared`: other processes keep theirs there too.
     ///
     /// # Errors
     /// A link that leads nowhere.
-    pub fn of(output: &Path, model: Model<'a>) -> Result<Self> {
+    pub fn of(output: &Path, model: Model<'a>, shared: bool) -> Result<Self> {
         let output = followed(output)?;
         let name = output.file_name().unwrap_or_default().to_string_lossy();
         let folder = output.with_file_name(format!("{name}.parts"));
         let (started, hash) = (Instant::now(), OnceCell::new());
         let mut parts =
-            Self { folder, model, hash, lock: None, taken: false, started, written: started, at_once: false };
+            Self { folder, model, hash, lock: None, shared, taken: false, started, written: started, at_once: false };
         if parts.folder.is_dir() {
             parts.claim()?;
         }
@@ -187,7 +189,11 @@ impl<'a> Parts<'a> {
             // The folder's own lock leaves no file behind; where the file system has no locks, nobody can hold one. If another
             // process has just removed the folder, this one goes on without a lock: parts are checked whoever wrote them.
             let folder = fs_err::File::open(&self.folder).ok();
-            let lock = folder.as_ref().map(|folder| folder.file().try_lock());
+            let lock = |folder: &fs_err::File| match self.shared {
+                true => folder.file().try_lock_shared(),
+                false => folder.file().try_lock(),
+            };
+            let lock = folder.as_ref().map(lock);
             self.taken = matches!(lock, Some(Err(std::fs::TryLockError::WouldBlock)));
             self.lock = folder.filter(|_| !self.taken);
         }
@@ -240,7 +246,7 @@ mod tests {
     #[test]
     fn a_part_with_any_byte_changed_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
-        let mut parts = Parts::of(&folder.path().join("s.csv"), MODEL).unwrap();
+        let mut parts = Parts::of(&folder.path().join("s.csv"), MODEL, false).unwrap();
         parts.add(2..4, "rows".to_owned(), &[0.5, f32::NAN]).unwrap();
         let path = folder.path().join("s.csv.parts/00000002-00000004.part");
         let valid = fs_err::read(&path).unwrap();
@@ -267,10 +273,10 @@ mod tests {
     fn parts_belong_to_one_process_and_what_is_not_ours_stays() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("s.csv");
-        let mut first = Parts::of(&output, MODEL).unwrap();
+        let mut first = Parts::of(&output, MODEL, false).unwrap();
         assert!(!first.folder().exists(), "no folder before there is a part");
         first.add(0..1, String::new(), &[1.0]).unwrap();
-        let mut second = Parts::of(&output, MODEL).unwrap();
+        let mut second = Parts::of(&output, MODEL, false).unwrap();
         assert!(second.taken() && !first.taken());
         second.add(1..2, String::new(), &[1.0]).unwrap();
         second.remove();

@@ -11,8 +11,9 @@ use crate::{
     clip::tokenizer::Tokens,
     data::{manifest::Manifest, preflight::OnBadImage, source::ImageSource},
     engine::{EmbedOptions, Engine, embed_images, embed_needed_prompts},
-    event::{Event, Observer},
+    event::{Event, Observer, Silent},
     statistics::table::Table,
+    world::shard::Shard,
 };
 
 /// A table to score, looked at and tokenized.
@@ -35,7 +36,8 @@ impl<'a> Rows<'a> {
         Self { manifest, tokens, stamps, by_image, begins }
     }
 
-    /// The score of every row; none where the image could not be read. `load` gives the model, if anything is left to score.
+    /// The score of every row; none where the image could not be read. `load` gives the model, if anything is left to score. Of
+    /// several processes each scores its `shard`; nothing comes back where the others have not scored theirs.
     ///
     /// With `parts`, what a run before this one has scored is taken from them, and what this one scores is added: now and then,
     /// and when it fails or is stopped. At one batch size scores are the same to the bit, however often a run was stopped.
@@ -46,22 +48,22 @@ impl<'a> Rows<'a> {
     pub fn score<'e>(
         &self,
         load: impl FnOnce() -> Result<Box<dyn Engine + 'e>>,
+        shard: Shard,
         options: &EmbedOptions,
         mut parts: Option<&mut Parts>,
         observer: &dyn Observer,
         stop: &AtomicBool,
-    ) -> Result<Vec<Option<f32>>> {
+    ) -> Result<Option<Vec<Option<f32>>>> {
         let images = self.manifest.images.len();
         let found = parts.as_ref().map_or(Ok(Vec::new()), |parts| self.found(parts, options, observer))?;
         let mut scores = vec![None; self.manifest.rows.len()];
-        for (range, part) in &found {
-            for (row, score) in self.of(range.clone()).iter().zip(part) {
-                scores[*row as usize] = Some(*score).filter(|score| !score.is_nan());
-            }
-        }
-        let left = gaps(&found, images);
+        self.take(&found, &mut scores);
+        let own = shard.of_batches(images, options.batch_size);
+        let within = |gap: Range<usize>| gap.start.max(own.start)..gap.end.min(own.end);
+        let left: Vec<Range<usize>> =
+            gaps(&found, images).into_iter().map(within).filter(|range| !range.is_empty()).collect();
         if left.is_empty() {
-            return Ok(scores);
+            return Ok(gaps(&found, images).is_empty().then_some(scores));
         }
         let mut needed = vec![false; self.manifest.prompts.len()];
         for row in left.iter().flat_map(|range| self.of(range.clone())) {
@@ -100,7 +102,7 @@ impl<'a> Rows<'a> {
                 pending.end = range.end;
             }
             if let Some(parts) = parts.as_deref_mut() {
-                let due = done.is_err() || parts.due();
+                let due = done.is_err() || shard.count > 1 || parts.due();
                 let kept = if due { self.keep(parts, &mut pending, &scores) } else { Ok(()) };
                 if done.is_err() && kept.is_ok() && !parts.taken() {
                     self.say_kept(parts, &scores, observer);
@@ -109,7 +111,22 @@ impl<'a> Rows<'a> {
             }
             done?;
         }
-        Ok(scores)
+        if shard.count == 1 {
+            return Ok(Some(scores));
+        }
+        // The last to end has the parts of all.
+        let found = parts.map_or(Ok(Vec::new()), |parts| self.found(parts, options, &Silent))?;
+        self.take(&found, &mut scores);
+        Ok(gaps(&found, images).is_empty().then_some(scores))
+    }
+
+    /// Fills in the scores of parts.
+    fn take(&self, found: &Found, scores: &mut [Option<f32>]) {
+        for (range, part) in found {
+            for (row, score) in self.of(range.clone()).iter().zip(part) {
+                scores[*row as usize] = Some(*score).filter(|score| !score.is_nan());
+            }
+        }
     }
 
     /// The rows that show these images.
@@ -288,15 +305,16 @@ mod tests {
         let tokens: Vec<Tokens> =
             manifest.prompts.iter().map(|prompt| Tokenizer::openai().encode(prompt, 77)).collect();
         let rows = Rows::new(manifest, &tokens, &stamps);
-        let mut parts = parts
-            .map(|settings| Parts::of(&folder.join("s.csv"), Model { files: Vec::new(), settings }).unwrap().at_once());
+        let mut parts = parts.map(|settings| {
+            Parts::of(&folder.join("s.csv"), Model { files: Vec::new(), settings }, false).unwrap().at_once()
+        });
         let config = ClipConfig { embed_dim: 4, ..ClipConfig::preset("tiny").unwrap() };
         let fake = Fake { config, end, stop: &stop, passes: &passes, images: &images };
         let scored = catch_unwind(AssertUnwindSafe(|| {
             let load = || Ok(Box::new(fake) as Box<dyn Engine + '_>);
-            rows.score(load, &options, parts.as_mut(), &Silent, &stop)
+            rows.score(load, Shard::WHOLE, &options, parts.as_mut(), &Silent, &stop)
         }));
-        let scores = scored.ok().and_then(Result::ok);
+        let scores = scored.ok().and_then(Result::ok).flatten();
         if let (Some(_), Some(parts)) = (&scores, parts) {
             parts.remove();
         }

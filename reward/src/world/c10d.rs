@@ -47,7 +47,8 @@ unsafe extern "C" {
 pub(super) type Result<T> = std::result::Result<T, String>;
 
 fn check(status: c_int) -> Result<()> {
-    if status == 0 { Ok(()) } else { Err(last_error()) }
+    // The lines after the first are a stack.
+    if status == 0 { Ok(()) } else { Err(last_error().lines().next().unwrap_or_default().to_owned()) }
 }
 
 fn c_string(text: &str) -> Result<CString> {

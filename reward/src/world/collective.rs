@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     c10d::{self, Group, Store, Work},
     launch::Launch,
+    shard::Shard,
     watch::{self, Watch},
 };
 use crate::{
@@ -62,7 +63,6 @@ impl World {
             false => format!("rank 0, which keeps the store at {address}:{port},"),
         };
         let refused = |why: String| {
-            let why = why.lines().next().unwrap_or_default().to_owned();
             let error = Error::data(format!("rank {rank} of {size}: no store at {address}:{port}: {why}"));
             error.hint(match keeps_store {
                 true => "is another program using MASTER_PORT? give another",
@@ -72,8 +72,7 @@ impl World {
         let prefix = format!("social-reward/attempt_{attempt}");
         let open = |server| Store::open(address, *port, server, &prefix, options.join).map_err(refused);
         let store = open(keeps_store)?;
-        let me = format!("{}, process {}", host(), std::process::id());
-        store.set(&watch::who(rank), me.as_bytes()).map_err(refused)?;
+        store.set(&watch::who(rank), me().as_bytes()).map_err(refused)?;
         wait_for_all(&store, size, options.join, observer)?;
         let watch = Watch::begin(open(false)?, rank, size, options.silence, keeper, options.lost);
         // A collective may take as long as it takes: the watch ends it where a rank is lost.
@@ -109,8 +108,7 @@ impl World {
     /// The part of `count` things that falls to this rank: parts differ in length by one at most, follow each other by rank, and
     /// rank 0 has one if any rank has.
     pub fn share(&self, count: usize) -> Range<usize> {
-        let bound = |rank: usize| (count * rank).div_ceil(self.size);
-        bound(self.rank)..bound(self.rank + 1)
+        Shard { index: self.rank, count: self.size }.of(count)
     }
 
     /// Runs `body`, and parts from the other ranks; where it fails, they learn why.
@@ -344,6 +342,11 @@ fn wait_for_all(store: &Store, size: usize, limit: Duration, observer: &dyn Obse
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Machine and number of this process, as messages name it.
+pub fn me() -> String {
+    format!("{}, process {}", host(), std::process::id())
 }
 
 /// The name of this machine.

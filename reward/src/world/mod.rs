@@ -5,8 +5,9 @@ mod c10d;
 #[cfg(feature = "torch")]
 mod collective;
 pub mod launch;
+pub mod shard;
 #[cfg(feature = "torch")]
 mod watch;
 
 #[cfg(feature = "torch")]
-pub use collective::{Options, World};
+pub use collective::{Options, World, me};
