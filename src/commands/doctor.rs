@@ -33,6 +33,7 @@ pub(crate) struct Doctor {
 
 /// Processes that were started together, and how fast they exchange.
 #[derive(Debug, Serialize)]
+#[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "the portable build trains nothing"))]
 pub(crate) struct Ranks {
     /// The number of this process.
     pub(crate) rank: usize,
@@ -99,11 +100,7 @@ pub(crate) struct Missing {
 }
 
 pub(crate) fn run(arguments: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    let mut report = report();
-    #[cfg(feature = "torch")]
-    {
-        report.ranks = ranks(&arguments.world)?;
-    }
+    let report = Doctor { ranks: ranks(arguments)?, ..report() };
     if report.ranks.as_ref().is_some_and(|ranks| ranks.rank > 0) {
         return Ok(ExitCode::SUCCESS);
     }
@@ -139,9 +136,14 @@ fn report() -> Doctor {
     }
 }
 
+#[cfg(not(feature = "torch"))]
+fn ranks(_: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
+    Ok(None)
+}
+
 /// Meets the processes that were started with this one, and adds up with them.
 #[cfg(feature = "torch")]
-fn ranks(arguments: &crate::cli::WorldArgs) -> anyhow::Result<Option<Ranks>> {
+fn ranks(arguments: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
     use std::time::Instant;
 
     use reward::world::launch::Launch;
@@ -149,7 +151,7 @@ fn ranks(arguments: &crate::cli::WorldArgs) -> anyhow::Result<Option<Ranks>> {
 
     const LARGE: i64 = 16 << 20;
     let Some(launch) = Launch::from_variables(|name| std::env::var(name).ok())? else { return Ok(None) };
-    let measured = crate::together::together(arguments, |world, _| {
+    let measured = crate::together::together(&arguments.world, |world, _| {
         let seconds = |values: i64| -> reward::Result<f64> {
             let tensor = Tensor::ones([values], (Kind::Float, Device::Cpu));
             let mut times = Vec::new();
