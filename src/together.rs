@@ -27,7 +27,8 @@ pub(crate) fn together<T>(
                 lost: Box::new(|error| {
                     let (kind, hint) = (error.to_string(), error.hint_text().unwrap_or_default().to_owned());
                     failure::report(&reward::Error::data(kind).hint(hint).into(), 0);
-                    std::process::exit(1);
+                    // At once: the main thread may be in the middle of a computation.
+                    signal_hook::low_level::exit(1);
                 }),
             };
             World::join(launch, options, &progress)?

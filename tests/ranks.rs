@@ -150,6 +150,25 @@ fn a_rank_that_fails_tells_the_others_why() {
     let ended = run([command("none.parquet", root), command("none.parquet", root)]);
     ended[0].exits(1).says("none.parquet");
     ended[1].exits(1).says("none.parquet");
+    // Whoever fails, the others say who and why, and not that the store is gone.
+    for failing in [0, 2] {
+        let mut ranks = vec![command("a/t.parquet", root); 3];
+        ranks[failing] = command("b/t.parquet", root);
+        let started = Instant::now();
+        let ranks = work.start_ranks(&ranks.iter().map(String::as_str).collect::<Vec<_>>());
+        let ended: Vec<Finished> = ranks.into_iter().map(crate::support::harness::Running::wait).collect();
+        for (rank, ended) in ended.iter().enumerate() {
+            // The rank that fails says so itself.
+            let named = if rank == failing { String::new() } else { format!("rank {failing}") };
+            if failing == 0 && rank > 0 {
+                // Both others differ from rank 0, and each says so.
+                ended.fails(1, &["other settings"]);
+            } else {
+                ended.fails(1, &["other settings", &named]);
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    }
 }
 
 #[test]

@@ -62,7 +62,8 @@ impl From<DeviceName> for String {
 }
 
 impl DeviceName {
-    /// The device in libtorch's terms. Of several processes on a machine each has a GPU: `auto` and `cuda` are that of `local_rank`.
+    /// The device in libtorch's terms. Of several processes on a machine each has a GPU: `auto` and `cuda`, which is `cuda:0`, are that
+    /// of `local_rank`.
     ///
     /// # Errors
     /// CUDA asked for and not there.
@@ -70,12 +71,27 @@ impl DeviceName {
     pub fn resolve(self, local_rank: usize) -> Result<tch::Device> {
         let count = if self == Self::Cpu { 0 } else { cuda::device_count() };
         match self {
-            Self::Auto if count > 0 => Ok(tch::Device::Cuda(local_rank % count)),
+            Self::Auto | Self::Cuda(0) if count > 0 => Ok(tch::Device::Cuda(local_rank % count)),
             Self::Auto | Self::Cpu => Ok(tch::Device::Cpu),
             Self::Cuda(index) if index < count => Ok(tch::Device::Cuda(index)),
             Self::Cuda(_) => Err(Error::data(format!("--device {self}: {count} CUDA device(s) here"))
                 .hint("`social-reward doctor` says what is missing; --device auto falls back to the CPU")),
         }
+    }
+
+    /// The device of a process that has number `local_rank` on its machine, by name.
+    #[cfg(feature = "torch")]
+    pub fn of_rank(self, local_rank: usize) -> Self {
+        match self.resolve(local_rank) {
+            Ok(tch::Device::Cuda(index)) if local_rank > 0 => Self::Cuda(index),
+            _ => self,
+        }
+    }
+
+    /// The portable build has one device.
+    #[cfg(not(feature = "torch"))]
+    pub fn of_rank(self, _: usize) -> Self {
+        self
     }
 
     /// The portable build computes on the CPU only.

@@ -169,12 +169,13 @@ fn ranks(arguments: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
         Ok((all, seconds(1)?, (4 * LARGE) as f64 / seconds(LARGE)?))
     })?;
     let (all, small_sum_seconds, large_sum_rate) = measured.0;
+    let address = launch.address.unwrap_or_default();
     let keeper = if launch.store_of_launcher { "torchrun" } else { "rank 0" };
     Ok(Some(Ranks {
         rank: launch.rank,
         size: launch.size,
         all,
-        store: format!("{}:{}, kept by {keeper}", launch.address, launch.port),
+        store: format!("{address}:{}, kept by {keeper}", launch.port),
         backend: "Gloo",
         small_sum_seconds,
         large_sum_rate,

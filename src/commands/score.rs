@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
         }
         output::check_file(output, "give an --output that you may write to")?;
     }
-    let shard = shard(&settings)?;
+    let (shard, local_rank) = shard(&settings)?;
     let (stop, progress) = (signals::listen()?, Progress::new());
     let manifest = asked(&settings)?;
     let source = settings.manifest.as_deref();
@@ -64,7 +64,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
     let tokens: Vec<Tokens> = manifest.prompts.iter().map(encode).collect();
     commands::warn_of_cut_prompts(&tokens, &progress);
 
-    let device = commands::device(settings.common.compute.device, settings.common.compute.threads);
+    let device = commands::device(settings.common.compute.device, settings.common.compute.threads).of_rank(local_rank);
     let computed = described(model, &checkpoint, &options, device, settings.common.compute.seed.unwrap_or(0))?;
     let mut parts = match &settings.output {
         Some(output) => {
@@ -104,21 +104,21 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The part of the rows that this process scores: what `--shard` says, or its rank.
-fn shard(settings: &ScoreArgs) -> Result<Shard> {
+/// The part of the rows that this process scores, which is what `--shard` says or that of its rank; and its number on its machine.
+fn shard(settings: &ScoreArgs) -> Result<(Shard, usize)> {
     let launch = Launch::from_variables(|name| std::env::var(name).ok())?;
-    let shard = match (settings.shard, launch) {
-        (Some(shard), _) => shard,
-        (None, Some(Launch { rank, size, local_size, .. })) => {
+    let (shard, local_rank) = match (settings.shard, launch) {
+        (Some(shard), _) => (shard, 0),
+        (None, Some(Launch { rank, size, local_rank, local_size, .. })) => {
             reward::threads::share(local_size);
-            Shard { index: rank, count: size }
+            (Shard { index: rank, count: size }, local_rank)
         }
-        (None, None) => Shard::WHOLE,
+        (None, None) => (Shard::WHOLE, 0),
     };
     if shard.count > 1 && settings.output.is_none() {
         return Err(Error::usage("--output is missing: parts of several processes meet beside it").into());
     }
-    Ok(shard)
+    Ok((shard, local_rank))
 }
 
 /// The rows to score.

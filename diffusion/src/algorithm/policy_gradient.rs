@@ -119,7 +119,8 @@ impl Algorithm for PolicyGradient {
             let latents = trajectory.last();
             (trajectory, latents)
         })?;
-        let rolled = parts.iter().map(|part| part.log_probabilities.size()[0] as usize).collect::<Vec<_>>();
+        let rolled: Vec<f64> = parts.iter().map(|part| part.log_probabilities.size()[0] as f64).collect();
+        let rolled = scene.micro_batches.world().numbers(&rolled)?.into_iter().map(|images| images as usize).collect();
         let trajectory = Trajectory::cat(scene.micro_batches.world(), &parts)?;
         let steps = self.steps(&trajectory.deviations, scene, number);
         let (advantages, kept, even) = self.judge(scene, &scores);

@@ -70,13 +70,12 @@ impl HeldOut {
         Self { prompts, seeds, latents, micro }
     }
 
-    /// Makes the images with `policy` as it is, and measures them. Each rank makes its share of the batches; all have what they
-    /// make.
+    /// Makes the images with `policy` as it is, and measures them. Each rank makes its share; all have what they make.
     ///
-    /// `progress` is told images done and in all after each batch, and may end it.
+    /// `progress` is told images done and in all after each batch; where it fails on any rank, all are interrupted.
     ///
     /// # Errors
-    /// A reward fails, what `progress` says, or another rank is lost.
+    /// A reward fails, `progress` fails, or another rank is lost.
     pub(super) fn snapshot(
         &self,
         world: &World,
@@ -97,11 +96,11 @@ impl HeldOut {
         let mut measures = vec![Vec::new(); names.len()];
         let (mut target, mut drift, mut norm_ratio) = (Vec::new(), Vec::new(), Vec::new());
         let steps = policy.sampler.timesteps().len();
-        let batches: Vec<(&[String], &[u64])> =
-            self.prompts.chunks(self.micro).zip(self.seeds.chunks(self.micro)).collect();
-        let batches = &batches[world.share(batches.len())];
-        let (mut done, total) = (0, batches.iter().map(|(prompts, _)| prompts.len()).sum());
-        for (prompts, seeds) in batches {
+        // By images: ranks may make more or fewer at a time.
+        let own = world.share(self.prompts.len());
+        let (prompts, seeds) = (&self.prompts[own.clone()], &self.seeds[own]);
+        let (mut done, total, mut stopped) = (0, prompts.len(), false);
+        for (prompts, seeds) in prompts.chunks(self.micro).zip(seeds.chunks(self.micro)) {
             let batch = Batch::new(prompts.to_vec(), embeddings.of(prompts), seeds.to_vec(), self.latents);
             let latents = policy.merged(|| Ok(policy.roll(&batch.noise(Stream::Latents), 0..steps, &batch)))?;
             let images = tch::no_grad(|| objective.decode(&latents));
@@ -117,7 +116,13 @@ impl HeldOut {
             features.extend(objective.rewards.iter().find_map(|weighted| weighted.reward.embeddings(&images)));
             pixels.push(images.to_device(Device::Cpu));
             done += prompts.len();
-            progress(done, total)?;
+            stopped = progress(done, total).is_err();
+            if stopped {
+                break;
+            }
+        }
+        if world.any(stopped)? {
+            return Err(Error::interrupted());
         }
         let all = |own: &[f64]| world.numbers(own);
         let measures = names.iter().zip(&measures).map(|(name, values)| Ok(((*name).to_owned(), all(values)?)));

@@ -29,7 +29,7 @@ use reward::{
         inputs::Inputs,
         place::{self, Settings},
         resume::{ResumePoint, resume_point, way_on},
-        together::{same_inputs, same_settings},
+        together::{same_inputs, same_settings, same_start},
     },
     world::World,
 };
@@ -70,9 +70,13 @@ pub fn finetune(
     let folder = RunFolder::claim_first(world, config, resume, config.folder(), FinetuneConfig::FLAG)?;
     let place = config.folder();
     let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;
+    same_start(world, resumed.as_ref().map(|point| point.step))?;
     let run = || {
-        let source = open(config)?;
-        let inputs = inputs::checked(config, &source, resumed.as_ref(), observer)?;
+        let (source, inputs) = world.first_here(|| {
+            let source = open(config)?;
+            let inputs = inputs::checked(config, &source, resumed.as_ref(), observer)?;
+            Ok((source, inputs))
+        })?;
         same_inputs(world, &inputs)?;
         let mut parts = Parts::load(config, &source, world.local_rank(), observer)?;
         if let Some(folder) = &folder {

@@ -73,7 +73,8 @@ pub(super) fn own_vae(
             Ok(false)
         })
     });
-    if !kept? {
+    // One rank alone would train with nobody.
+    if reports.world.any(!kept?)? {
         if !train_vae(config, models, images, device, reports)? {
             return Ok(false);
         }

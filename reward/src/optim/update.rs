@@ -60,7 +60,9 @@ impl Update {
     /// Loss or gradient were not finite for the third time in a row; or another rank is lost.
     pub fn apply(&mut self, world: &World, loss: f64, rate: f64) -> Result<Updated> {
         let loss = self.adam.add_up(world, loss)?;
-        let gradient_norm = self.adam.gradient_norm();
+        let own = self.adam.gradient_norm();
+        // All clip by the norm of rank 0: its last bits depend on the number of threads.
+        let [gradient_norm] = world.sum([if world.leads() { own } else { 0.0 }])?;
         if !(loss.is_finite() && gradient_norm.is_finite()) {
             self.non_finite += 1;
             if self.non_finite >= PATIENCE {

@@ -60,6 +60,21 @@ pub fn same_settings(world: &World, config: &impl Serialize) -> Result<()> {
         .hint("all ranks take the same command line"))
 }
 
+/// Makes sure that all ranks go on after the same `step`, or all begin.
+///
+/// # Errors
+/// This rank does not; or another rank is lost.
+pub fn same_start(world: &World, step: Option<usize>) -> Result<()> {
+    match of_first::<Option<usize>>(world, &step)? {
+        Some(first) if first != step => {
+            let words = |step: Option<usize>| step.map_or("nowhere".to_owned(), |step| format!("step {step}"));
+            Err(Error::data(format!("rank 0 goes on from {}, this rank from {}", words(first), words(step)))
+                .hint("does this machine see the run's folder as rank 0 does?"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes sure that all ranks read the inputs that rank 0 read.
 ///
 /// # Errors

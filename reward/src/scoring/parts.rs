@@ -123,7 +123,12 @@ impl<'a> Parts<'a> {
             return Ok((found, others));
         }
         for path in self.files(|name| name.ends_with(&format!(".{EXTENSION}")))? {
-            let part = parsed(&fs_err::read(&path)?);
+            let bytes = match fs_err::read(&path) {
+                // Another part of the table was the last, and has written it.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                bytes => bytes?,
+            };
+            let part = parsed(&bytes);
             let part = part.filter(|(header, scores)| {
                 rows(header.images[0]..header.images[1])
                     .is_some_and(|(hash, count)| header.rows == hash && scores.len() == count)
@@ -195,6 +200,10 @@ impl<'a> Parts<'a> {
             };
             let lock = folder.as_ref().map(lock);
             self.taken = matches!(lock, Some(Err(std::fs::TryLockError::WouldBlock)));
+            if self.taken && self.shared {
+                let text = format!("{}: another process scores the whole table", self.folder.display());
+                return Err(Error::data(text).hint("wait for it to end, or give another --output"));
+            }
             self.lock = folder.filter(|_| !self.taken);
         }
         Ok(())
@@ -213,7 +222,11 @@ impl<'a> Parts<'a> {
     fn files(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         if self.folder.is_dir() {
-            for entry in fs_err::read_dir(&self.folder)? {
+            let entries = match fs_err::read_dir(&self.folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(files),
+                entries => entries?,
+            };
+            for entry in entries {
                 let entry = entry?;
                 if wanted(&entry.file_name().to_string_lossy()) {
                     files.push(entry.path());

@@ -33,7 +33,7 @@ use crate::{
         order::Order,
         place::Settings,
         resume::{ResumePoint, resume_point, way_on},
-        together::{same_inputs, same_settings, same_weights},
+        together::{same_inputs, same_settings, same_start, same_weights},
     },
     threads,
     weights::{Checkpoint, OpenOptions},
@@ -74,13 +74,15 @@ fn run(config: &TrainConfig, resume: bool, world: &World, observer: &dyn Observe
     same_settings(world, config)?;
     let folder = RunFolder::claim_first(world, config, resume, save_folder, "save-folder")?;
     let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;
+    same_start(world, resumed.as_ref().map(|point| point.step))?;
     let options = OpenOptions {
         activation: config.activation,
         seed: config.seed,
         weights: config.weights.as_deref(),
         architecture: None,
     };
-    let source = Checkpoint::open_base(config.checkout_path.as_deref(), config.model.as_deref(), options)?;
+    let open = || Checkpoint::open_base(config.checkout_path.as_deref(), config.model.as_deref(), options);
+    let source = world.first_here(open)?;
     source.check_vocabulary()?;
     let data = prepare(config, &source.config, observer, stop)?;
     let inputs = checked(config, &source, data.inputs.clone(), resumed.as_ref(), observer)?;

@@ -11,7 +11,7 @@ use super::{
     watch::{self, Watch},
 };
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Result,
     event::{Event, Observer},
 };
 
@@ -53,10 +53,14 @@ impl World {
     /// Meets the other processes of `launch`.
     ///
     /// # Errors
-    /// The store cannot be reached or kept, or not all ranks come in time.
+    /// Nobody says where rank 0 is, the store cannot be reached or kept, or not all ranks come in time.
     pub fn join(launch: &Launch, options: Options, observer: &dyn Observer) -> Result<Self> {
         let Launch { rank, size, local_rank, local_size: _, address, port, store_of_launcher, attempt } = launch;
         let (rank, size) = (*rank, *size);
+        let Some(address) = address else {
+            return Err(Error::usage(format!("rank {rank} of {size} does not know where rank 0 is"))
+                .hint("set MASTER_ADDR to the machine of rank 0, and MASTER_PORT to a free port there"));
+        };
         let keeps_store = rank == 0 && !store_of_launcher;
         let keeper = match store_of_launcher {
             true => format!("torchrun's store at {address}:{port}"),
@@ -78,6 +82,7 @@ impl World {
         // A collective may take as long as it takes: the watch ends it where a rank is lost.
         let forever = Duration::from_secs(30 * 24 * 3600);
         let group = Group::open(&store, rank, size, forever).map_err(|why| {
+            watch.failed(&format!("Gloo: {why}"));
             Error::data(format!("rank {rank} of {size}: Gloo: {why}"))
                 .hint("GLOO_SOCKET_IFNAME names the network interface to use")
         })?;
@@ -111,6 +116,21 @@ impl World {
         Shard { index: self.rank, count: self.size }.of(count)
     }
 
+    /// Runs `body` on the first rank of each machine, and then on the others, which find what it has downloaded.
+    ///
+    /// # Errors
+    /// What `body` says, or another rank is lost.
+    pub fn first_here<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.local_rank > 0 {
+            self.barrier()?;
+        }
+        let done = body()?;
+        if self.local_rank == 0 {
+            self.barrier()?;
+        }
+        Ok(done)
+    }
+
     /// Runs `body`, and parts from the other ranks; where it fails, they learn why.
     ///
     /// # Errors
@@ -118,7 +138,8 @@ impl World {
     pub fn run<T>(self, body: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         let result = body(&self);
         if let Some(Others { watch, keeps_store, .. }) = &self.others {
-            if let Err(error) = &result {
+            // All ranks are interrupted together.
+            if let Some(error) = result.as_ref().err().filter(|error| error.kind() != ErrorKind::Interrupted) {
                 watch.failed(&error.to_string());
             }
             watch.leave(*keeps_store);

@@ -16,8 +16,8 @@ pub struct Launch {
     pub local_rank: usize,
     /// The number of processes on its machine, which share its cores.
     pub local_size: usize,
-    /// The machine of rank 0, which all can reach.
-    pub address: String,
+    /// The machine of rank 0, which all can reach, where anybody says so.
+    pub address: Option<String>,
     /// The port there.
     pub port: u16,
     /// Whether the launcher keeps the store where the processes meet (torchrun does); rank 0 keeps it otherwise.
@@ -68,10 +68,9 @@ impl Launch {
         if size == 1 {
             return Ok(None);
         }
-        let Some(address) = text("MASTER_ADDR").or(address) else {
-            return Err(Error::usage(format!("rank {rank} of {size} does not know where rank 0 is"))
-                .hint("set MASTER_ADDR to the machine of rank 0, and MASTER_PORT to a free port there"));
-        };
+        let address = text("MASTER_ADDR").or(address);
+        // Without a word, ranks that meet at this machine's own address are all here.
+        let all_here = address.as_deref().is_some_and(|address| ["127.0.0.1", "localhost", "::1"].contains(&address));
         let port = match text("MASTER_PORT") {
             Some(port) => {
                 port.parse().map_err(|_| Error::usage(format!("variable MASTER_PORT: `{port}` is no port")))?
@@ -82,19 +81,14 @@ impl Launch {
         Ok(Some(Self {
             rank,
             size,
-            local_rank: local_rank.unwrap_or(0),
-            // Without a word, ranks that meet at this machine's own address are all here.
-            local_size: local_size.unwrap_or(if here(&address) { size } else { 1 }),
+            local_rank: local_rank.unwrap_or(if all_here { rank } else { 0 }),
+            local_size: local_size.unwrap_or(if all_here { size } else { 1 }),
             address,
             port,
             store_of_launcher: text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True"),
             attempt: number("TORCHELASTIC_RESTART_COUNT")?.unwrap_or(0),
         }))
     }
-}
-
-fn here(address: &str) -> bool {
-    ["127.0.0.1", "localhost", "::1"].contains(&address)
 }
 
 fn half(set: &str, missing: &str) -> Error {
@@ -144,7 +138,7 @@ mod tests {
             size: 4,
             local_rank: 1,
             local_size: 2,
-            address: "node7".to_owned(),
+            address: Some("node7".to_owned()),
             port: 1234,
             store_of_launcher: true,
             attempt: 2,
@@ -178,7 +172,7 @@ mod tests {
         ];
         let found = launch(&slurm).unwrap().unwrap();
         assert_eq!((found.rank, found.size, found.local_rank, found.port), (5, 8, 1, 24_567));
-        assert_eq!(found.address, "gpu-a003");
+        assert_eq!(found.address.as_deref(), Some("gpu-a003"));
         let mpi = [
             ("OMPI_COMM_WORLD_RANK", "1"),
             ("OMPI_COMM_WORLD_SIZE", "2"),
@@ -187,9 +181,8 @@ mod tests {
         ];
         let found = launch(&mpi).unwrap().unwrap();
         assert_eq!((found.rank, found.size, found.local_rank, found.local_size), (1, 2, 1, 2));
-        assert_eq!((found.address.as_str(), found.port), ("127.0.0.1", PORT));
-        let error = launch(&mpi[..3]).unwrap_err();
-        assert_eq!(error.to_string(), "rank 1 of 2 does not know where rank 0 is");
+        assert_eq!((found.address.as_deref(), found.port), (Some("127.0.0.1"), PORT));
+        assert_eq!(launch(&mpi[..3]).unwrap().unwrap().address, None);
     }
 
     #[test]

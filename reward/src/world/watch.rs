@@ -37,7 +37,10 @@ struct Shared {
     started: Instant,
     /// Milliseconds from `started` to the last time that the store answered.
     answered: AtomicU64,
+    /// Set where this rank looks no more.
     over: AtomicBool,
+    /// Set where this rank needs the store no more.
+    parted: AtomicBool,
 }
 
 impl Watch {
@@ -52,6 +55,7 @@ impl Watch {
             started: Instant::now(),
             answered: AtomicU64::new(0),
             over: AtomicBool::new(false),
+            parted: AtomicBool::new(false),
         });
         let (own, lost) = (Arc::clone(&shared), Arc::new(std::sync::Mutex::new(lost)));
         let tell = move |why: String| {
@@ -76,12 +80,13 @@ impl Watch {
 
     /// Tells all ranks that this one failed. The first that fails is the cause.
     pub(super) fn failed(&self, why: &str) {
+        self.shared.over.store(true, Ordering::Relaxed);
         self.shared.fail(&format!("{} failed: {why}", self.shared.name(self.shared.rank))).ok();
     }
 
     /// Waits for what another rank died of to come to light, and for the end of this process that follows.
     pub(super) fn wait(&self) {
-        thread::sleep(self.shared.silence + 5 * BEAT);
+        thread::sleep(self.shared.silence + 8 * BEAT);
     }
 
     /// Counts this rank as one that has ended; the one that keeps the store waits for the others.
@@ -94,13 +99,16 @@ impl Watch {
         while keeps_store && left.as_ref().is_ok_and(|left| *left < size) && Instant::now() < limit {
             thread::sleep(Duration::from_millis(20));
             left = store.add("left", 0);
+            self.shared.has_answered();
         }
+        self.shared.parted.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
+        self.shared.parted.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
             thread.join().ok();
@@ -118,8 +126,15 @@ impl Shared {
         let mut seen: Vec<(i64, Instant)> = vec![(-1, Instant::now()); if self.rank == 0 { self.size } else { 1 }];
         while !self.over() {
             match self.round(&mut seen) {
-                Ok(None) => self.answered.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed),
-                Ok(Some(why)) => return Some(why),
+                Ok(None) => self.has_answered(),
+                Ok(Some(why)) => {
+                    // The others read it from the store of rank 0; where rank 0 has failed itself, it waits for them.
+                    match self.rank {
+                        0 => thread::sleep(2 * BEAT),
+                        _ => drop(self.store.add("left", 1)),
+                    }
+                    return Some(why);
+                }
                 Err(_) if self.over() => return None,
                 Err(why) => return Some(format!("{} is gone: {why}", self.keeper)),
             }
@@ -146,7 +161,7 @@ impl Shared {
 
     /// Waits until the store has been silent for too long: its connection may stand still, and `look` with it.
     fn listen(&self) -> Option<String> {
-        while !self.over() {
+        while !self.parted.load(Ordering::Relaxed) {
             thread::park_timeout(BEAT);
             let answered = Duration::from_millis(self.answered.load(Ordering::Relaxed));
             if self.started.elapsed() - answered > self.silence + BEAT {
@@ -156,12 +171,17 @@ impl Shared {
         None
     }
 
+    fn has_answered(&self) {
+        self.answered.store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
     fn has_left(&self, rank: usize) -> c10d::Result<bool> {
         self.store.has(&left(rank))
     }
 
     fn fail(&self, why: &str) -> c10d::Result<()> {
-        if self.store.add("failures", 1)? == 1 {
+        // The second look is for a rank that died between its two calls.
+        if self.store.add("failures", 1)? == 1 || !self.store.has("failed")? {
             self.store.set("failed", why.as_bytes())?;
         }
         Ok(())
