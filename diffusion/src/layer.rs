@@ -236,10 +236,6 @@ fn norm_kind(x: &Tensor) -> Kind {
     if x.device().is_cuda() { x.kind() } else { Kind::Float }
 }
 
-/// Channels from which images are worth keeping channels last on a CPU, as oneDNN's convolutions and transformers want them:
-/// below, libtorch's GroupNorm takes ten times as long so as on contiguous images, more than all else gains.
-pub(crate) const WIDE: i64 = 256;
-
 /// GroupNorm, computed in fp32 whatever the kind of its input.
 #[derive(Debug)]
 pub struct GroupNorm {
@@ -247,6 +243,8 @@ pub struct GroupNorm {
     pub(crate) bias: Tensor,
     pub(crate) groups: i64,
     pub(crate) eps: f64,
+    /// Whether its input is brought into contiguous order first.
+    pub(crate) contiguous: bool,
 }
 
 impl Handle for GroupNorm {
@@ -259,7 +257,7 @@ impl GroupNorm {
     fn normed(&self, x: &Tensor) -> Tensor {
         let kind = norm_kind(x);
         let (weight, bias) = (self.weight.to_kind(kind), self.bias.to_kind(kind));
-        let x = if self.weight.size()[0] < WIDE { x.contiguous() } else { x.shallow_clone() };
+        let x = if self.contiguous { x.contiguous() } else { x.shallow_clone() };
         x.to_kind(kind).group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)
     }
 
