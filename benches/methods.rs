@@ -40,7 +40,7 @@ use crate::{data, finetune, mean, median, numbers, peer, stable_diffusion};
 const TURNS: usize = 3;
 /// Sampling steps of DDPO.
 const STEPS: usize = 10;
-/// Of both sides, but for a tiny model, which takes one by itself.
+/// Threads of both sides; a tiny model takes one by itself.
 const THREADS: usize = 2;
 const PROMPTS: [&str; 2] = ["a photo of a red fox in the snow", "a castle on a hill, oil painting"];
 
@@ -70,7 +70,7 @@ struct Task {
 /// What one of our processes measured.
 #[derive(Debug, Serialize, Deserialize)]
 struct Measured {
-    /// Of each timed step.
+    /// Seconds of each timed step.
     seconds: Vec<f64>,
     /// Means over the timed steps: roll-out, forward, backward, optimizer.
     phases: [f64; 4],

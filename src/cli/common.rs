@@ -47,10 +47,10 @@ pub(crate) struct CommonArgs {
 /// WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 #[derive(Args, Default)]
 pub(crate) struct WorldArgs {
-    /// Of several processes, how long one may be silent before the others end, in seconds
+    /// How long one of several processes may be silent before the others end, in seconds, 3 at least
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     pub(crate) rank_timeout: u64,
-    /// Of several processes, how long they wait for one another at the start, in seconds
+    /// How long several processes wait for one another at the start, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) join_timeout: u64,
 }

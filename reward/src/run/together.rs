@@ -109,7 +109,7 @@ pub fn same_weights<'a>(world: &World, step: usize, trained: impl Iterator<Item 
         .hint("do all machines have the same kind of processor and GPU, and the same libtorch?"))
 }
 
-/// What rank 0 has; nothing for a process alone.
+/// Gives every rank the value of rank 0; nothing for a process alone.
 fn of_first<T: DeserializeOwned>(world: &World, mine: &impl Serialize) -> Result<Option<T>> {
     if world.size() == 1 {
         return Ok(None);

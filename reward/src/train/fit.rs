@@ -209,7 +209,7 @@ struct Fit<'a> {
     training: &'a Examples,
     validation: Option<&'a Examples>,
     stepper: Stepper,
-    /// Of rank 0.
+    /// The run's figures, which rank 0 alone writes.
     metrics: Option<Metrics>,
     progress: Progress,
 }

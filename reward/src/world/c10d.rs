@@ -43,7 +43,7 @@ unsafe extern "C" {
     fn sr_broadcast(group: *mut c_void, tensor: *mut C_tensor, root: c_int) -> c_int;
 }
 
-/// What c10d says of a failure.
+/// Result with the first line of c10d's message.
 pub(super) type Result<T> = std::result::Result<T, String>;
 
 fn check(status: c_int) -> Result<()> {

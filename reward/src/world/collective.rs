@@ -37,7 +37,7 @@ pub struct Options {
     pub silence: Duration,
     /// How long ranks wait for one another at the start.
     pub join: Duration,
-    /// What to do when another rank is lost; as a rule it says so and ends the process.
+    /// Called when another rank is lost; as a rule it says so and ends the process.
     pub lost: Box<dyn Fn(&Error) + Send>,
 }
 

@@ -77,7 +77,7 @@ pub(super) struct Run<'a> {
     stop: &'a AtomicBool,
     world: &'a World,
     folder: Option<&'a Path>,
-    /// Of rank 0.
+    /// The run's figures, which rank 0 alone writes.
     metrics: Option<Metrics>,
     progress: Progress,
     held_out: Option<(HeldOut, Snapshot)>,

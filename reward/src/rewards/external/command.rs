@@ -35,7 +35,7 @@ pub struct Command {
     words: Vec<String>,
     timeout: Duration,
     talk: RefCell<Talk>,
-    /// Of pictures that are not answered yet. Dropped after the program, which may still read there.
+    /// Files of pictures that are not answered yet. Dropped after the program, which may still read there.
     folder: tempfile::TempDir,
 }
 

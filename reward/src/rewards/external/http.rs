@@ -19,7 +19,7 @@ use crate::{
 /// Before a request is sent again; doubled each time, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Of an answer, in bytes.
+/// Longest answer that is read, in bytes.
 const LONGEST_ANSWER: u64 = 1 << 28;
 
 /// A reward that a server gives.
