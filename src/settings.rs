@@ -10,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 /// The settings `T` from `flags` (absent ones left out) over the file `config` over `T`'s defaults.
 ///
 /// # Errors
-/// The file cannot be read, or has a key or value that `T` does not know, or a path is a URL: a usage error that names it.
+/// The file cannot be read, has a key or value that `T` does not know, or a path is a URL. Each is a usage error that names it.
 pub(crate) fn layered<T: DeserializeOwned, F: Args + Serialize>(flags: &F, config: Option<&Path>) -> Result<T> {
     let mut settings = toml::Table::new();
     if let Some(path) = config {

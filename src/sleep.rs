@@ -1,9 +1,9 @@
 //! Lets libtorch's threads sleep while they wait for one another, which libgomp reads from the environment before `main`.
 //!
-//! A waiting thread of libgomp spins unless `OMP_WAIT_POLICY` is `passive`. Beside another busy process the thread that it
-//! waits for is often not scheduled, and a training step of a small model takes many times as long. libgomp reads the
-//! variable when it is loaded, so a command that computes is started once more with it, before any library of this process
-//! is initialised: 0.03 s, where initialising libtorch takes ten times as long.
+//! A waiting thread of libgomp spins unless `OMP_WAIT_POLICY` is `passive`. Beside another busy process the thread that it waits
+//! for is often not scheduled. A training step of a small model then takes many times as long. The variable is read when libgomp
+//! is loaded, so a command that computes is started once more with it. This is before any library of this process is initialised:
+//! 0.03 s, where initialising libtorch takes ten times as long.
 
 #![allow(unsafe_code, reason = "runs before the standard library does: C's argument vectors, and a call of execve")]
 

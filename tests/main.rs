@@ -17,4 +17,6 @@ mod help;
 #[cfg(feature = "torch")]
 mod ranks;
 mod reward;
+#[cfg(feature = "torch")]
+mod shards;
 mod support;

@@ -43,8 +43,8 @@ pub fn is_even(group: &[f64]) -> bool {
     group.windows(2).all(|pair| pair[0] == pair[1])
 }
 
-/// Several rewards, each normalised within its group before they are added with `weights`, and their sum over the batch: none
-/// rules because its numbers are wide ("GDPO", 2026, <https://arxiv.org/abs/2601.05242>). `rewards`: one list for each weight.
+/// Several rewards, each normalised within its group, then added with `weights`, and the sum over the batch. No reward
+/// dominates because its numbers are wide ("GDPO", 2026, <https://arxiv.org/abs/2601.05242>). `rewards`: a list for each weight.
 pub fn combined(rewards: &[Vec<f64>], weights: &[f64], size: usize) -> Vec<f64> {
     let mut sums = vec![0.0; rewards.first().map_or(0, Vec::len)];
     for (rewards, weight) in rewards.iter().zip(weights) {
@@ -56,8 +56,8 @@ pub fn combined(rewards: &[Vec<f64>], weights: &[f64], size: usize) -> Vec<f64> 
     sums.iter().map(|sum| (sum - centre) / unit).collect()
 }
 
-/// Rewards of each prompt's last images, against which new ones are judged ("Training Diffusion Models with Reinforcement
-/// Learning", Black et al., 2023, <https://arxiv.org/abs/2305.13301>, section 5.1, as ddpo-pytorch has it).
+/// Rewards of each prompt's last images, against which new ones are judged, as ddpo-pytorch has it. See "Training Diffusion
+/// Models with Reinforcement Learning", Black et al., 2023, <https://arxiv.org/abs/2305.13301>, section 5.1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptStatistics {
     size: usize,
@@ -72,8 +72,8 @@ impl PromptStatistics {
         Self { size, least, buffers: vec![VecDeque::new(); prompts] }
     }
 
-    /// Adds the rewards of a batch and gives their advantages: (r − mean) / (deviation + 1e-6) of the prompt's buffer, or of the
-    /// batch where that holds too few. `prompts`: the number of each image's prompt.
+    /// Adds the rewards of a batch and gives their advantages. An advantage is (r − mean) / (deviation + 1e-6) of the prompt's
+    /// buffer, or of the batch where the buffer holds too few. `prompts`: the number of each image's prompt.
     pub fn advantages(&mut self, prompts: &[usize], rewards: &[f64]) -> Vec<f64> {
         for (prompt, reward) in prompts.iter().zip(rewards) {
             let buffer = &mut self.buffers[*prompt];

@@ -4,8 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::layer::Handle;
 
-/// Prompts as the UNet takes them, one a row. All that a model wants to know of a prompt is in here, so that nothing between
-/// text encoder and UNet has to know which model it is.
+/// Prompts as the UNet takes them, one a row. All that a model wants to know of a prompt is in here. So nothing between text
+/// encoder and UNet has to know which model it is.
 #[derive(Debug)]
 pub struct Conditioning {
     /// Hidden states of the text encoders, `[B, T, width]`.
@@ -45,8 +45,8 @@ impl Conditioning {
         Self { hidden: Tensor::cat(&parts.iter().map(|part| &part.hidden).collect::<Vec<_>>(), 0) }
     }
 
-    /// The rows behind those of `negative`, which is one row for all or as many: the input of one call for both branches of
-    /// classifier-free guidance.
+    /// The rows behind those of `negative`, which is one row for all or as many. They are the input of one call for both branches
+    /// of classifier-free guidance.
     pub fn behind(&self, negative: &Self) -> Self {
         Self::cat(&[negative.repeated(self.len()), self.handle()])
     }

@@ -14,8 +14,8 @@ pub struct Denoised {
     pub original: Tensor,
 }
 
-/// Takes steps `steps` of `sampler` from `start` `[B, C, h, w]`: noise of unit variance before the first step, else the latents
-/// that the step before left.
+/// Takes steps `steps` of `sampler` from `start` `[B, C, h, w]`. `start` is noise of unit variance before the first step, else
+/// the latents that the step before left.
 ///
 /// `predict` gives what the model predicts before a step for an input as the sampler scales it; `noise` gives what a stochastic
 /// step adds, of unit variance; `after` sees each step and the latents it led to. Gradients are neither switched on nor off.
@@ -43,8 +43,8 @@ pub fn denoise<E>(
     Ok(Denoised { latents, original })
 }
 
-/// ε∅ + scale · (ε − ε∅) of a model's output for both, `[2B, C, h, w]` with ε∅ first ("Classifier-Free Diffusion Guidance", Ho
-/// and Salimans, 2022, <https://arxiv.org/abs/2207.12598>, equation 6, in another form).
+/// Guided prediction ε∅ + scale · (ε − ε∅) of a model's output for both branches, `[2B, C, h, w]` with ε∅ first. See
+/// "Classifier-Free Diffusion Guidance", Ho and Salimans, 2022, <https://arxiv.org/abs/2207.12598>, equation 6, in another form.
 pub fn guide(output: &Tensor, scale: f64) -> Tensor {
     let halves = output.chunk(2, 0);
     &halves[0] + (&halves[1] - &halves[0]) * scale

@@ -101,12 +101,12 @@ pub fn folder(
 }
 
 /// Writes the model `random:PRESET` as [`folder`] does, to be trained from scratch. Its text encoder is the text tower of the
-/// CLIP in the Hugging Face folder `clip`, which has to be of the preset's width, up to the preset's last block. Its UNet is to
-/// predict v, of which noisy latents, where a prompt matters, are a larger part than of ε ("Progressive Distillation for Fast
-/// Sampling of Diffusion Models", Salimans and Ho, 2022, <https://arxiv.org/abs/2202.00512>, section 4).
+/// CLIP in the Hugging Face folder `clip`, up to the preset's last block. That CLIP has to be of the preset's width. The model's
+/// UNet is to predict v ("Progressive Distillation for Fast Sampling of Diffusion Models", Salimans and Ho, 2022,
+/// <https://arxiv.org/abs/2202.00512>, section 4). Noisy latents, where a prompt matters, are a larger part of v than of ε.
 ///
 /// # Errors
-/// No such preset, a CLIP that does not fit or cannot be read, there is something at `output`, or the disk is full or not writable.
+/// No such preset, a CLIP that does not fit or cannot be read, something at `output`, or a disk that is full or not writable.
 pub fn untrained(preset: &str, seed: u64, clip: &Path, output: &Path) -> Result<()> {
     let options = SourceOptions { seed, prediction_type: Some(PredictionType::Velocity) };
     let source = Source::open(&format!("random:{preset}"), options)?;

@@ -1,5 +1,5 @@
-//! The layers that all three models are made of, as handles on tensors: compute is in the kind of the input, each weight is
-//! cast to it, and norms are in fp32. A layer may carry a low-rank update (LoRA, Hu et al., 2021, equation 3).
+//! The layers that all three models are made of, as handles on tensors. Compute is in the kind of the input, each weight is cast
+//! to it, and norms are in fp32. A layer may carry a low-rank update (LoRA, Hu et al., 2021, equation 3).
 
 use std::sync::{
     Arc,
@@ -313,7 +313,7 @@ mod tests {
         assert!(switch.is_on());
     }
 
-    /// Against x Wᵀ + b + s · (x Aᵀ) Bᵀ and its gradients, written out; the output is then changed in place, as callers do.
+    /// Against x Wᵀ + b + s · (x Aᵀ) Bᵀ and its gradients, written out. The output is then changed in place, as callers do.
     #[test]
     fn an_update_is_added_with_its_gradients() {
         let leaf = |seed: u64, size: &[i64]| normal(seed, Stream::Noise, size).set_requires_grad(true);

@@ -1,8 +1,8 @@
-//! Random numbers from counter-based named streams: what a stream yields depends on its seed and its name, never on what was
-//! drawn before, on the device, or on the batch an image is in.
+//! Random numbers from counter-based named streams. What a stream yields depends on its seed and its name alone. What was drawn
+//! before, the device and the batch an image is in make no difference.
 //!
-//! A stream is ChaCha8 (Bernstein, 2008) under the key blake3(seed, name); normal values are taken from it by the ziggurat
-//! method (`rand_distr::StandardNormal`), on the CPU in fp32, and then moved.
+//! A stream is ChaCha8 (Bernstein, 2008) under the key blake3(seed, name). Normal values are taken from it by the ziggurat method
+//! (`rand_distr::StandardNormal`), on the CPU in fp32, and then moved.
 
 use std::fmt;
 

@@ -232,8 +232,8 @@ impl Pictures {
         Ok(square.narrow(1, top, height).narrow(2, left, width).contiguous())
     }
 
-    /// Latents of rows as `vae` samples them, times its scaling factor, `[B, C, h, w]`: each picture is encoded once, its
-    /// noise is that of `seeds`, one a row.
+    /// Latents of rows as `vae` samples them, times its scaling factor, `[B, C, h, w]`. Each picture is encoded once; its noise
+    /// is that of `seeds`, one a row.
     ///
     /// # Errors
     /// A picture cannot be read.

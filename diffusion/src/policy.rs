@@ -210,8 +210,9 @@ impl Policy<'_> {
         self.predict_with(self.unet, x, timesteps, prompts, self.negative_branch_gradient)
     }
 
-    /// The same without a graph, with the prompts' keys and values, which are the same in every step, kept in `calls`: of one
-    /// call for both branches of guidance or, where they are not `joined` in training, of two.
+    /// The guided prediction for `x` before step `index`, without a graph. Keys and values of the prompts are the same in every
+    /// step and kept in `calls`. They are of one call for both branches of guidance or, where these are not `joined` in training,
+    /// of two.
     fn predict_prepared(
         &self,
         x: &Tensor,

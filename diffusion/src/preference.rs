@@ -1,4 +1,4 @@
-//! Losses of preferences and likes. They compare squared errors of the denoising loss with a reference model's: what the model
+//! Losses of preferences and likes. They compare squared errors of the denoising loss with a reference model's. What the model
 //! denoises better than the reference, it has become likelier to make.
 
 use reward::closed_set;
@@ -26,9 +26,9 @@ closed_set! {
     }
 }
 
-/// What is in the logarithm's sigmoid, `[P]`: −β/2 · ((w − l) − (w − l of the reference)) for squared errors of winner and loser
-/// ("Diffusion Model Alignment Using Direct Preference Optimization", Wallace et al., 2023, <https://arxiv.org/abs/2311.12908>,
-/// equation 14). Above 0 the model prefers the winner more than the reference does.
+/// Argument of the logarithm's sigmoid, `[P]`: −β/2 · ((w − l) − (w − l of the reference)) for squared errors of winner and
+/// loser. See "Diffusion Model Alignment Using Direct Preference Optimization", Wallace et al., 2023,
+/// <https://arxiv.org/abs/2311.12908>, equation 14. Above 0 the model prefers the winner more than the reference does.
 pub fn inside(model: &[Tensor; 2], reference: &[Tensor; 2], beta: f64) -> Tensor {
     let [model, reference] = [model, reference].map(|[winner, loser]| winner - loser);
     (model - reference) * (-0.5 * beta)

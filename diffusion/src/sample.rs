@@ -22,8 +22,8 @@ pub enum Phase {
     Adapted,
 }
 
-/// The first steps of combined generation ("ImageReFL", Sorokin et al., 2025, <https://arxiv.org/abs/2505.22569>), which the
-/// base model makes before the adapters join: images of a tuned model are more diverse so.
+/// The first steps of combined generation, which the base model makes before the adapters join ("ImageReFL", Sorokin et al.,
+/// 2025, <https://arxiv.org/abs/2505.22569>). So images of a tuned model are more diverse.
 pub struct BaseSteps<'a> {
     /// How many; with as many as the sampler has, adapters take no part.
     pub count: usize,
@@ -144,8 +144,8 @@ pub fn sample(
     Ok(end.latents)
 }
 
-/// Finds the first step whose latents are not finite. A look is a reduction on the device; the host asks for what was seen
-/// after every step on a CPU, elsewhere, where asking makes it wait, only now and then.
+/// Finds the first step whose latents are not finite. A look is a reduction on the device. The host asks for what was seen after
+/// every step on a CPU; elsewhere, where asking makes it wait, only now and then.
 struct Watch {
     precision: Kind,
     steps: usize,

@@ -144,7 +144,7 @@ pub(crate) fn tensor_file(
     })
 }
 
-/// Brings the metadata of a safetensors file in order, in place: its writer leaves them in another one each time, and equal
+/// Brings the metadata of a safetensors file in order, in place. The writer leaves them in another order each time, and equal
 /// runs are to write equal files.
 fn sort_metadata(path: &Path) -> Result<()> {
     let mut file = fs_err::OpenOptions::new().read(true).write(true).open(path)?;

@@ -210,7 +210,7 @@ impl Source {
     /// The sampler `name` on this model's schedule.
     ///
     /// # Errors
-    /// As [`Source::scheduler`] and [`Sampler::new`]; where the file has a value that this sampler does not have, the file is
+    /// As [`Source::scheduler`] and [`Sampler::new`]. Where the file has a value that this sampler does not have, the file is
     /// named, and the samplers that can use it.
     pub fn sampler(&self, name: SamplerName, steps: usize, eta: f64) -> Result<Sampler> {
         let config = self.scheduler()?;

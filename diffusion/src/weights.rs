@@ -140,8 +140,8 @@ impl Weights {
         Self { trained, ..self }
     }
 
-    /// Images stay contiguous on a CPU where nothing but adapters trains: for narrow models, whose GroupNorms take ten times as long
-    /// on images that are channels last, more than all else gains.
+    /// Images stay contiguous on a CPU where nothing but adapters trains. This is for narrow models, whose GroupNorms take ten
+    /// times as long on images that are channels last, more than all else gains.
     #[must_use]
     pub(crate) fn contiguous(self, contiguous: bool) -> Self {
         Self { contiguous, ..self }
@@ -282,7 +282,7 @@ impl Weights {
     /// What was taken.
     ///
     /// # Errors
-    /// A tensor that could not be read, or one error for all keys that are missing, mis-shaped or left over, and all adapters
+    /// A tensor that could not be read. Else one error for all keys that are missing, mis-shaped or left over, and all adapters
     /// that belong to no layer.
     pub fn finish(self) -> Result<Parameters> {
         let Self {

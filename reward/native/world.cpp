@@ -94,13 +94,4 @@ int sr_all_gather(Group* group, torch::Tensor* const* outputs, size_t count, tor
   });
 }
 
-int sr_broadcast(Group* group, torch::Tensor* tensor, int root) {
-  return guarded([&] {
-    std::vector<at::Tensor> tensors{*tensor};
-    c10d::BroadcastOptions options;
-    options.rootRank = root;
-    (*group)->broadcast(tensors, options)->wait();
-  });
-}
-
 }  // extern "C"

@@ -28,12 +28,12 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Calls `write` with a temporary sibling of `path`, then puts the file on disk and renames it: what was at `path` stays
-/// whole until the new file is. The temporary name is this call's own, so that two processes may write one file: the later
-/// one stays. A link is followed; a device or a pipe is written to as it is.
+/// Calls `write` with a temporary sibling of `path`, then puts the file on disk and renames it. What was at `path` stays whole
+/// until the new file is. The temporary name is this call's own, so that two processes may write one file: the later one stays. A
+/// link is followed; a device or a pipe is written to as it is.
 ///
-/// Whoever writes it (safetensors makes files that only their owner may read), the file has the permissions of the one that
-/// it replaces, or of any new file.
+/// The file has the permissions of the one that it replaces, or of any new file, whoever writes it. For example, safetensors
+/// makes files that only their owner may read.
 ///
 /// # Errors
 /// What `write` says, or the disk is full or not writable: nothing temporary is left then. What

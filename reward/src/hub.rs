@@ -1,5 +1,5 @@
-//! Models of the Hugging Face hub as folders in its cache: where the cache is, whether the network may be used, and files
-//! that are downloaded once.
+//! Models of the Hugging Face hub as folders in its cache. This module knows where the cache is and whether the network may be
+//! used, and downloads files once.
 
 use std::{
     ffi::OsString,

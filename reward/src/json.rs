@@ -1,5 +1,5 @@
-//! Settings in JSON files of other programs: every value has its type and its bounds checked before it is used, and what is
-//! wrong is said by file and key.
+//! Settings in JSON files of other programs. Every value has its type and its bounds checked before it is used, and what is wrong
+//! is said by file and key.
 
 use std::{fmt, ops::RangeInclusive, path::Path};
 

@@ -1,5 +1,5 @@
-//! The Social Reward: a CLIP fine-tuned on (prompt, remixed image, image nobody remixed) triplets into a score of how
-//! popular an image will be for its prompt (Isajanyan et al., ICLR 2024, <https://arxiv.org/abs/2402.09872>).
+//! The Social Reward: a score of how popular an image will be for its prompt (Isajanyan et al., ICLR 2024,
+//! <https://arxiv.org/abs/2402.09872>). It is a CLIP fine-tuned on (prompt, remixed image, image nobody remixed) triplets.
 //!
 //! A library of events and values: nothing here prints.
 

@@ -1,4 +1,4 @@
-//! The number of threads that a process computes with: what the user asked for, else what it may use, and one where a model is
+//! The number of threads that a process computes with: what the user asked for, else what it may use. It is one where a model is
 //! so small that threads would only wait for one another.
 
 use std::{
@@ -33,8 +33,8 @@ pub fn share(processes: usize) {
     ask(None);
 }
 
-/// The threads to use where nothing else is said: those asked for, else as many as this process may use by its affinity and
-/// by the quota of its cgroup, shared among the processes of a run.
+/// The threads to use where nothing else is said: those asked for, else as many as this process may use. That is by its affinity
+/// and by the quota of its cgroup, shared among the processes of a run.
 pub fn usable() -> usize {
     let sharing = SHARING.load(Ordering::Relaxed);
     match ASKED.load(Ordering::Relaxed) {
@@ -43,8 +43,8 @@ pub fn usable() -> usize {
     }
 }
 
-/// Threads of a model that is not small: those asked for, else what `OMP_NUM_THREADS` says, else the usable ones, a core's
-/// two hardware threads counted once.
+/// Threads of a model that is not small: those asked for, else what `OMP_NUM_THREADS` says, else the usable ones. A core's two
+/// hardware threads are counted once.
 #[cfg(feature = "torch")]
 fn most() -> usize {
     static LIBTORCHS: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| tch::get_num_threads().max(1) as usize);
@@ -57,12 +57,12 @@ fn most() -> usize {
 
 /// Multiplications of the largest product of one image below which a model is small.
 ///
-/// Measured on two cores of a Xeon with waiting threads asleep: with 2.4 million (`random:sd-tiny`, `random:sd-toy`) one thread
-/// trains 1.4 to 2 times as fast as two, with 240 million (SD 2.1 at 128²) two are faster. Published models have more.
+/// Measured on two cores of a Xeon with waiting threads asleep. With 2.4 million (`random:sd-tiny`, `random:sd-toy`) one thread
+/// trains 1.4 to 2 times as fast as two. With 240 million (SD 2.1 at 128²) two are faster. Published models have more.
 #[cfg(feature = "torch")]
 const SMALL: usize = 16_000_000;
 
-/// Tells of a model that is loaded, by the multiplications of its largest product for one image; sets libtorch's threads to one
+/// Tells of a model that is loaded, by the multiplications of its largest product for one image. Sets libtorch's threads to one
 /// while all models are small and the user asked for no number.
 #[cfg(feature = "torch")]
 pub fn settle(multiplications: usize) {

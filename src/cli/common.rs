@@ -3,6 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, builder::PossibleValuesParser};
+use reward::world::shard::Shard;
 use serde::{Deserialize, Serialize};
 
 /// How images are read.
@@ -53,6 +54,16 @@ pub(crate) struct WorldArgs {
     /// How long several processes wait for one another at the start, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) join_timeout: u64,
+}
+
+/// Which part of the work is this process's.
+#[derive(Args, Serialize, Deserialize, Default)]
+pub(crate) struct ShardArgs {
+    /// Do part I of N only, I from 0; `auto/N` or `auto` in a Slurm array or an indexed Kubernetes job. Parts share --output,
+    /// and the last to end writes what is of all of them [default: all, or the part of this rank]
+    #[arg(long, value_name = "I/N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shard: Option<Shard>,
 }
 
 /// Device, seed and threads.

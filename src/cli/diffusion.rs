@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde::{Deserialize, Serialize};
 
-use super::{common::ComputeArgs, finetune::FinetuneArgs};
+use super::{
+    common::{ComputeArgs, ShardArgs},
+    finetune::FinetuneArgs,
+};
 
 #[derive(Subcommand)]
 pub(crate) enum DiffusionCommand {
@@ -29,7 +32,7 @@ pub(crate) enum DiffusionCommand {
     social-reward diffusion generate --model SD --lora pytorch_lora_weights.safetensors --lora-scale 0.5 \\
       --prompts prompts.parquet --output tuned
   With the base model's diversity: it makes the first 30 of 50 steps, the LoRA the others:
-    social-reward diffusion generate --model SD --lora pytorch_lora_weights.safetensors --base-steps 30 \
+    social-reward diffusion generate --model SD --lora pytorch_lora_weights.safetensors --base-steps 30 \\
       --prompts prompts.parquet --output combined
   Two LoRAs at once:
     social-reward diffusion generate --model SD --lora style.safetensors@0.7 --lora fox.safetensors@0.4 \\
@@ -109,6 +112,9 @@ pub(crate) struct GenerateArgs {
     /// Write the denoised latents, before the division by the VAE's scaling factor
     #[arg(long, value_name = "FILE")]
     save_final_latents: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    shard: ShardArgs,
     #[command(flatten)]
     #[serde(flatten)]
     compute: ComputeArgs,

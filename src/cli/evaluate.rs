@@ -6,7 +6,7 @@ use clap::{Args, builder::PossibleValuesParser};
 use reward::evaluate::metric::MetricSpec;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::common::ComputeArgs;
+use super::common::{ComputeArgs, ShardArgs};
 
 /// Flags of `evaluate`.
 #[derive(Args, Serialize, Deserialize, Default)]
@@ -26,7 +26,8 @@ images.parquet or captions.csv means all of these sets, such as the samples of a
 
 scores.parquet is written after each metric, and with what is known when a run is stopped or fails; what it has is not
 computed again, and evaluations at the same time add to one table. A file of that name that evaluate did not write stays: --output
-names another folder.
+names another folder. With --shard, parts score image by image; the last to end measures what needs all images at once
+(diversity, distances), and prints and reports as one process would.
 
 Metrics with weights, NAME=PATH: social-reward and clip-score (a CLIP: folder, state dict, hub id or random:tiny), pick-score,
 hps-v2, hps-v2.1, image-reward (a folder), and aesthetic (a head; needs --clip).
@@ -72,6 +73,9 @@ pub(crate) struct EvaluateArgs {
     /// Refuse pictures with more pixels; decoding takes half of the free memory at most [default: 178956970, Pillow's limit]
     #[arg(long, value_name = "N")]
     pub(crate) max_pixels: Option<u64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) shard: ShardArgs,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) compute: ComputeArgs,

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
-use reward::world::shard::Shard;
 use serde::{Deserialize, Serialize};
 
-use super::common::{CommonArgs, ImageArgs, WorldArgs};
+use super::common::{CommonArgs, ImageArgs, ShardArgs, WorldArgs};
 
 #[derive(Subcommand)]
 pub(crate) enum RewardCommand {
@@ -163,6 +162,9 @@ pub(crate) struct ValidateArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) common: CommonArgs,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub(crate) world: WorldArgs,
     /// Print one JSON document
     #[arg(long)]
     #[serde(skip)]
@@ -206,10 +208,9 @@ pub(crate) struct ScoreArgs {
     /// Images per pass [default: 32]
     #[arg(long, value_name = "N")]
     pub(crate) batch_size: Option<usize>,
-    /// Score part I of N only, I from 0; `auto/N` or `auto` in a Slurm array or an indexed Kubernetes job. The last part to end
-    /// writes the table [default: all, or the part of this rank]
-    #[arg(long, value_name = "I/N")]
-    pub(crate) shard: Option<Shard>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) shard: ShardArgs,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) images: ImageArgs,

@@ -146,19 +146,26 @@ fn ranks(_: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
 fn ranks(arguments: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
     use std::time::Instant;
 
-    use reward::world::launch::Launch;
+    use reward::{device::DeviceName, world::launch::Launch};
     use tch::{Device, Kind, Tensor};
 
     const LARGE: i64 = 16 << 20;
     let Some(launch) = Launch::from_variables(|name| std::env::var(name).ok())? else { return Ok(None) };
     let measured = crate::together::together(&arguments.world, |world, _| {
+        // Between GPUs where all ranks have one, as the gradients of a training.
+        let device = DeviceName::Auto.resolve(launch.local_rank)?;
+        let on_gpus = world.sum([f64::from(u8::from(device.is_cuda()))])? == [world.size() as f64];
+        let device = if on_gpus { device } else { Device::Cpu };
         let seconds = |values: i64| -> reward::Result<f64> {
-            let tensor = Tensor::ones([values], (Kind::Float, Device::Cpu));
+            let tensor = Tensor::ones([values], (Kind::Float, device));
             let mut times = Vec::new();
             for _ in 0..11 {
                 world.barrier()?;
                 let started = Instant::now();
                 world.all_reduce(&[tensor.shallow_clone()])?;
+                if let Device::Cuda(gpu) = device {
+                    tch::Cuda::synchronize(gpu as i64);
+                }
                 times.push(started.elapsed().as_secs_f64());
             }
             times.sort_by(f64::total_cmp);
@@ -166,9 +173,10 @@ fn ranks(arguments: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
         };
         let all = world.gather_bytes(reward::world::me().as_bytes())?;
         let all = all.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-        Ok((all, seconds(1)?, (4 * LARGE) as f64 / seconds(LARGE)?))
+        let (small, large) = (seconds(1)?, seconds(LARGE)?);
+        Ok((all, small, (4 * LARGE) as f64 / large, world.backend()))
     })?;
-    let (all, small_sum_seconds, large_sum_rate) = measured.0;
+    let (all, small_sum_seconds, large_sum_rate, backend) = measured.0;
     let address = launch.address.unwrap_or_default();
     let keeper = if launch.store_of_launcher { "torchrun" } else { "rank 0" };
     Ok(Some(Ranks {
@@ -176,7 +184,7 @@ fn ranks(arguments: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
         size: launch.size,
         all,
         store: format!("{address}:{}, kept by {keeper}", launch.port),
-        backend: "Gloo",
+        backend,
         small_sum_seconds,
         large_sum_rate,
     }))

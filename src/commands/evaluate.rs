@@ -8,7 +8,7 @@ use reward::{
     data::{image::DecodeOptions, image_sets::ImageSets, loader, preflight::OnBadImage},
     engine::EmbedOptions,
     evaluate::{
-        Column, Evaluation, Options, evaluate,
+        Column, Evaluation, Options, evaluate, evaluate_part,
         metric::MetricName,
         scores::Store,
         summary::{MetricSummary, Slice, Summary, agreement, per_prompt},
@@ -43,8 +43,21 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
         Some(_) => "give an --output that you may write to",
     };
     output::check_folder(folder, way_out)?;
-    let mut store = Store::open(&folder.join("scores.parquet"))?;
-    let options = Options { device: commands::device(settings.compute.device, settings.compute.threads), ..options };
+    let (shard, local_rank) = commands::shard(settings.shard.shard)?;
+    let device = commands::device(settings.compute.device, settings.compute.threads).of_rank(local_rank);
+    let (options, table) = (Options { device, ..options }, folder.join("scores.parquet"));
+    let mut all_parts = None;
+    if shard.count > 1 {
+        let mut store = Store::open_part(&table, shard)?;
+        let computed = evaluate_part(&sets, shard, &options, &mut store, &progress, &stop)?;
+        all_parts = store.finish_part(shard.count)?;
+        progress.line(&format!("part {shard} is scored, {computed} scores of it new"));
+        if all_parts.is_none() {
+            progress.line("the last part to end shows what was found; without --shard, so does one process");
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+    let mut store = Store::open(&table)?;
     let evaluation = evaluate(&sets, &options, &mut store, &progress, &stop)?;
     let (scores, table) = (store.rows.len(), store.path().display());
     progress.line(&format!("{scores} scores in {table}, {} of them new", evaluation.computed));
@@ -55,6 +68,7 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
     let summary = &evaluation.summary;
     let text = if arguments.json { serde_json::to_string_pretty(summary)? } else { as_text(&evaluation) };
     commands::print(&text)?;
+    drop(all_parts);
     Ok(ExitCode::SUCCESS)
 }
 

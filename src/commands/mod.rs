@@ -21,6 +21,7 @@ use reward::{
     device::DeviceName,
     engine::EmbedOptions,
     weights::OpenOptions,
+    world::{launch::Launch, shard::Shard},
 };
 
 use crate::{
@@ -41,6 +42,18 @@ pub(crate) fn print(text: &str) -> Result<()> {
 pub(crate) fn device(name: Option<DeviceName>, threads: Option<NonZeroUsize>) -> DeviceName {
     reward::threads::ask(threads);
     name.unwrap_or(DeviceName::Auto)
+}
+
+/// The part of the work that is this process's, which is what `--shard` says or that of its rank; and its number on its machine.
+pub(crate) fn shard(asked: Option<Shard>) -> Result<(Shard, usize)> {
+    Ok(match (asked, Launch::from_variables(|name| std::env::var(name).ok())?) {
+        (Some(shard), _) => (shard, 0),
+        (None, Some(Launch { rank, size, local_rank, local_size, .. })) => {
+            reward::threads::share(local_size);
+            (Shard { index: rank, count: size }, local_rank)
+        }
+        (None, None) => (Shard::WHOLE, 0),
+    })
 }
 
 /// The activation of a flag or of a config's key.

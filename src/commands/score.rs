@@ -21,7 +21,6 @@ use reward::{
         table::{Format, ScoreTable},
     },
     weights::Checkpoint,
-    world::{launch::Launch, shard::Shard},
 };
 use serde::Serialize;
 
@@ -48,7 +47,10 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
         }
         output::check_file(output, "give an --output that you may write to")?;
     }
-    let (shard, local_rank) = shard(&settings)?;
+    let (shard, local_rank) = commands::shard(settings.shard.shard)?;
+    if shard.count > 1 && settings.output.is_none() {
+        return Err(Error::usage("--output is missing: parts of several processes meet beside it").into());
+    }
     let (stop, progress) = (signals::listen()?, Progress::new());
     let manifest = asked(&settings)?;
     let source = settings.manifest.as_deref();
@@ -102,23 +104,6 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
         commands::print(&scored.map(line).collect::<Vec<_>>().join("\n"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The part of the rows that this process scores, which is what `--shard` says or that of its rank; and its number on its machine.
-fn shard(settings: &ScoreArgs) -> Result<(Shard, usize)> {
-    let launch = Launch::from_variables(|name| std::env::var(name).ok())?;
-    let (shard, local_rank) = match (settings.shard, launch) {
-        (Some(shard), _) => (shard, 0),
-        (None, Some(Launch { rank, size, local_rank, local_size, .. })) => {
-            reward::threads::share(local_size);
-            (Shard { index: rank, count: size }, local_rank)
-        }
-        (None, None) => (Shard::WHOLE, 0),
-    };
-    if shard.count > 1 && settings.output.is_none() {
-        return Err(Error::usage("--output is missing: parts of several processes meet beside it").into());
-    }
-    Ok((shard, local_rank))
 }
 
 /// The rows to score.

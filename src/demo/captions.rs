@@ -1,4 +1,4 @@
-//! The toy world as pictures with captions, without some combinations of shape and colour: these become prompts for pictures that
+//! The toy world as pictures with captions, without some combinations of shape and colour. These become prompts for pictures that
 //! neither the text-to-image model nor the CLIP, whose word embeddings it reads, has ever seen.
 
 use std::path::Path;
@@ -21,8 +21,8 @@ type Captioned = (Request, Scene, String);
 /// Writes the prompts `prompts.txt` and `held-out.txt`, of each shape one colour in the latter only, and under `images/captions/`
 /// `count` pictures of the former. The same seed gives the same bytes.
 ///
-/// `captions.csv` (`prompt`, `path`) has them as a text-to-image model learns from them, and `captions.parquet` as a CLIP does, each
-/// beside another picture; there every other caption, by the toss of a coin, says whether the colour is pale or vivid.
+/// `captions.csv` (`prompt`, `path`) has them as a text-to-image model learns from them. `captions.parquet` has them as a CLIP
+/// does, each beside another picture. There every other caption, by the toss of a coin, says whether the colour is pale or vivid.
 ///
 /// # Errors
 /// A file cannot be written.

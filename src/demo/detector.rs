@@ -1,5 +1,5 @@
 //! What a picture of the toy world shows, from its pixels alone: analysis by synthesis. Grounds are colourless and subjects are
-//! not, so the subject's place and colour can be read off; shape and size are those whose drawing comes nearest.
+//! not, so the subject's place and colour can be read off. Shape and size are those whose drawing comes nearest.
 
 use super::world::{Background, Colour, Rgb, Scene, Shape, extent, render};
 

@@ -1,5 +1,5 @@
-//! The whole way on the toy world: a CLIP, a reward from what users liked, a text-to-image model, that model tuned against the
-//! reward, and what came of it.
+//! The whole way on the toy world, and what came of it. On it are a CLIP, a reward from what users liked, a text-to-image model,
+//! and that model tuned against the reward.
 
 use std::{
     panic::resume_unwind,
@@ -201,7 +201,7 @@ impl Demo<'_> {
             ..read(include_str!("../../configs/demo/images.toml"))?
         };
         match generate(&config, self.progress, &self.stop)? {
-            generate::Ended::Finished { .. } => Ok(folder),
+            generate::Ended::Finished { .. } | generate::Ended::Part { .. } => Ok(folder),
             generate::Ended::Interrupted { .. } => Err(Error::interrupted().into()),
         }
     }

@@ -1,5 +1,5 @@
-//! The world: a picture shows one coloured shape on a plain ground, a request asks for one, and a fixed formula says how
-//! popular the picture is with who asked. The trainers see pictures and requests, never the formula.
+//! The world: a picture shows one coloured shape on a plain ground, and a request asks for one. A fixed formula says how popular
+//! the picture is with who asked. The trainers see pictures and requests, never the formula.
 
 use std::fmt;
 
@@ -148,8 +148,8 @@ impl fmt::Display for Request {
 
 /// The truth: how popular `scene` is with who made `request`, about -1.4 to 6.4.
 ///
-/// Two points for the colour that was asked for, one each for the shape and, if asked for, the ground; and for everyone up to
-/// 1.5 points, saturating, for a vivid colour, and up to 1 for a contrast between subject and ground.
+/// Two points are for the colour that was asked for, one each for the shape and, if asked for, the ground. For everyone there are
+/// up to 1.5 points, saturating, for a vivid colour, and up to 1 for a contrast between subject and ground.
 pub(crate) fn popularity(request: &Request, scene: &Scene) -> f64 {
     let met = |wanted: bool, points: f64| if wanted { points } else { 0.0 };
     let asked = met(request.colour == scene.colour, 2.0)
@@ -271,7 +271,7 @@ mod tests {
         assert!((red - 0.5687).abs() < 1e-4 && (green - 0.1987).abs() < 1e-4 && green == blue);
     }
 
-    /// The square's half width is 0.85 · 0.3 of 20 pixels: 5.1, so rows 5 to 14 are full and row 4 is covered by 0.1.
+    /// The square's half width is 0.85 · 0.3 of 20 pixels: 5.1. So rows 5 to 14 are full and row 4 is covered by 0.1.
     #[test]
     fn pixels_by_hand() {
         let bytes = render(&Scene { size: 0.3, ..SCENE }, 20);

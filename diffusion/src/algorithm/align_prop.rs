@@ -1,12 +1,12 @@
 //! AlignProp: "Aligning Text-to-Image Diffusion Models with Reward Backpropagation", Prabhudesai et al., 2023,
 //! <https://arxiv.org/abs/2310.03739>, section 4: the gradient is truncated at a random step.
 //!
-//! Four published versions differ: the first code and TRL draw anew in every step and detach predictions, the authors' later
-//! code draws one truncation point per batch (normal, mean 42 and deviation 5 of 50 steps) and detaches predictions, OneTrainer
-//! detaches the latents at one random step. Here: one point per batch from that normal, scaled to the steps there are and
-//! drawn again until it is one of them, with the latents detached before it, so that no graph is built in front of it. As the
-//! authors have it: 50 steps, eta 1, guidance 5, LoRA of rank 4, learning rate 1e-3, of which 20 to 25 steps are enough (more
-//! collapse).
+//! Four published versions differ. The first code and TRL draw the truncation again in every step and detach predictions. The
+//! authors' later code draws one truncation point per batch (normal, mean 42 and deviation 5 of 50 steps) and detaches
+//! predictions. OneTrainer detaches the latents at one random step. Here: one point per batch from that normal, scaled to the
+//! steps there are and drawn again until it is one of them. The latents are detached before it, so that no graph is built in
+//! front of it. As the authors have it: 50 steps, eta 1, guidance 5, LoRA of rank 4, learning rate 1e-3. At this rate 20 to 25
+//! training steps are enough (more collapse).
 
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};

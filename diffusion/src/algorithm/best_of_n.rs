@@ -1,5 +1,5 @@
 //! Best-of-n, or RAFT: "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment", Dong et al., 2023,
-//! <https://arxiv.org/abs/2304.06767>, algorithm 1: of several images of each prompt the best is learned from.
+//! <https://arxiv.org/abs/2304.06767>, algorithm 1. The best of several images of each prompt is learned from.
 
 use super::{Method, RewardUse, Samplers, rwr::Supervised};
 

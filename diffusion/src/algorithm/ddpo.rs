@@ -1,10 +1,10 @@
 //! DDPO: "Training Diffusion Models with Reinforcement Learning", Black et al., 2023, <https://arxiv.org/abs/2305.13301>,
 //! section 4.3 (DDPO-IS): the clipped policy gradient over whole trajectories.
 //!
-//! As ddpo-pytorch has it: 50 steps of DDIM with eta 1, guidance 5 with gradients through both branches, clip range 1e-4 on a
-//! log-probability that is a mean and not a sum, advantages by each prompt's last 32 rewards, clipped at 5, LoRA of rank 4 at
-//! 3e-4, 256 images a round, two updates. `kl` adds DPOK's distance from the base model (Fan et al., 2023,
-//! <https://arxiv.org/abs/2305.16381>).
+//! As ddpo-pytorch has it: 50 steps of DDIM with eta 1, guidance 5 with gradients through both branches. The clip range is 1e-4,
+//! on a log-probability that is a mean and not a sum. Advantages are by each prompt's last 32 rewards, clipped at 5. The LoRA has
+//! rank 4 and learning rate 3e-4; a round has 256 images and two updates. `kl` adds DPOK's distance from the base model (Fan et
+//! al., 2023, <https://arxiv.org/abs/2305.16381>).
 
 use super::{
     Method, RewardUse, Samplers,

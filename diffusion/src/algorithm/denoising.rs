@@ -1,6 +1,6 @@
-//! The supervised loss that diffusion models are trained with (Ho et al., 2020, <https://arxiv.org/abs/2006.11239>, equation 14):
-//! the mean squared error of the prediction for an image noised to a random level. It trains a small model from scratch, and
-//! is the pre-training term of ReFL's paper.
+//! The supervised loss that diffusion models are trained with (Ho et al., 2020, <https://arxiv.org/abs/2006.11239>, equation 14).
+//! It is the mean squared error of the prediction for an image noised to a random level. It trains a small model from scratch,
+//! and is the pre-training term of ReFL's paper.
 
 use std::ops::Range;
 
@@ -105,7 +105,7 @@ pub struct Noised<'a> {
 /// The loss of each image, `[B]`, fp32.
 ///
 /// `snr_gamma` is γ of min-SNR weighting ("Efficient Diffusion Training via Min-SNR Weighting Strategy", Hang et al., 2023,
-/// <https://arxiv.org/abs/2303.09556>, section 3.4): min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v.
+/// <https://arxiv.org/abs/2303.09556>, section 3.4). The weight is min(SNR, γ) / SNR for ε, min(SNR, γ) / (SNR + 1) for v.
 pub fn losses(
     unet: &Unet,
     schedule: &NoiseSchedule,

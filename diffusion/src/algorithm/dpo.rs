@@ -1,9 +1,10 @@
 //! Diffusion-DPO: "Diffusion Model Alignment Using Direct Preference Optimization", Wallace et al., 2023,
-//! <https://arxiv.org/abs/2311.12908>, equation 14, on people's pairs, or on the best and the worst of the model's own images of
-//! each prompt (Flow-GRPO's online variant).
+//! <https://arxiv.org/abs/2311.12908>, equation 14. It learns from people's pairs, or from the best and the worst of the model's
+//! own images of each prompt (Flow-GRPO's online variant).
 //!
-//! As published: β 5000, AdamW at 2e-5 on the full UNet after 500 steps of warm-up, 2048 pairs, 2000 steps, a fifth of the prompts
-//! left out; winner and loser have the same noise and the same noise level. diffusers' example trains a LoRA of rank 8 with β 2500.
+//! As published: β 5000, AdamW at 2e-5 on the full UNet after 500 steps of warm-up, 2048 pairs, 2000 steps. A fifth of the
+//! prompts is left out; winner and loser have the same noise and the same noise level. The example in diffusers trains a LoRA of
+//! rank 8 with β 2500.
 
 use std::ops::Range;
 

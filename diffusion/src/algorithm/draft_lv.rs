@@ -1,8 +1,8 @@
-//! DRaFT-LV: Clark et al., 2023, <https://arxiv.org/abs/2309.17400>, section 3.2 and algorithm 2: the last step trains on the
-//! sampled image and on n copies of it, noised again to the last level, which lowers the variance of the gradient.
+//! DRaFT-LV: Clark et al., 2023, <https://arxiv.org/abs/2309.17400>, section 3.2 and algorithm 2. The last step trains on the
+//! sampled image and on n copies of it, noised again to the last level. This lowers the variance of the gradient.
 //!
-//! As published n = 2, the rest as DRaFT-1. The copies are made in latent space: decoding and encoding again, as a community
-//! version does, is not the same and costs two passes of the VAE.
+//! As published n = 2, the rest as DRaFT-1. The copies are made in latent space. A community version decodes and encodes again,
+//! which is not the same and costs two passes of the VAE.
 
 use rand_chacha::ChaCha8Rng;
 use tch::Tensor;

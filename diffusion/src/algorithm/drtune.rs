@@ -1,7 +1,7 @@
 //! DRTune: "Deep Reward Supervisions for Tuning Text-to-Image Diffusion Models", Wu et al., 2024,
-//! <https://arxiv.org/abs/2405.00760>, section 4 and algorithm 1: the UNet's input is detached in every step, so that gradients
-//! reach each trained prediction through the sampler's linear steps alone, early ones included; K steps train, and sampling
-//! stops early at random.
+//! <https://arxiv.org/abs/2405.00760>, section 4 and algorithm 1. The UNet's input is detached in every step. So gradients reach
+//! each trained prediction, early ones included, through the sampler's linear steps alone. K steps train, and sampling stops
+//! early at random.
 //!
 //! As in FlowBP's re-implementation (the authors' code is not public): K = 3, learning rate 1e-5, relu(c − r), guidance 3.5 with
 //! the unconditional branch detached. Which steps train is our choice: equally spaced over the steps that run, from a random

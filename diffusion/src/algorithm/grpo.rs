@@ -1,9 +1,9 @@
 //! GRPO on DDIM: "Flow-GRPO", Liu et al., 2025, <https://arxiv.org/abs/2505.05470>, and "DanceGRPO", Xue et al., 2025,
-//! <https://arxiv.org/abs/2505.07818>: the clipped policy gradient with images judged by the others of their group.
+//! <https://arxiv.org/abs/2505.07818>. It is the clipped policy gradient with images judged by the others of their group.
 //!
-//! Published: groups of 12 to 24 images a prompt, of the same noise (DanceGRPO) or each its own (Flow-GRPO), clip range 1e-4,
-//! advantages clipped at 5, the last step left out, the unconditional branch without gradient, a divergence from the base model
-//! with factor 0.01 to 0.04 (Flow-GRPO) or none (DanceGRPO, which trained SD 1.4 with eta 1 and guidance 5).
+//! Published: groups of 12 to 24 images a prompt, of the same noise (DanceGRPO) or each its own (Flow-GRPO). The clip range is
+//! 1e-4, advantages are clipped at 5, the last step is left out, and the unconditional branch has no gradient. Flow-GRPO adds a
+//! divergence from the base model with factor 0.01 to 0.04. DanceGRPO, which trained SD 1.4 with eta 1 and guidance 5, has none.
 
 use super::{
     Method, RewardUse, Samplers,

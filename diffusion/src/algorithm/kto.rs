@@ -1,8 +1,8 @@
-//! Diffusion-KTO: "Aligning Diffusion Models by Optimizing Human Utility", Li et al., 2024, <https://arxiv.org/abs/2404.04465>:
-//! from pictures that people liked or did not, without pairs and without a reward model. Remixed or not is such data.
+//! Diffusion-KTO: "Aligning Diffusion Models by Optimizing Human Utility", Li et al., 2024, <https://arxiv.org/abs/2404.04465>.
+//! It learns from pictures that people liked or did not, without pairs and without a reward model. Remixed or not is such data.
 //!
-//! As published: β 1000 to 5000, AdamW at 1e-7 on the full UNet after 200 steps of warm-up, four in five pictures of a batch liked,
-//! a fifth of the prompts left out; a picture that was preferred once counts as liked.
+//! As published: β 1000 to 5000, AdamW at 1e-7 on the full UNet after 200 steps of warm-up. Four in five pictures of a batch are
+//! liked, and a fifth of the prompts is left out. A picture that was preferred once counts as liked.
 
 use std::ops::Range;
 

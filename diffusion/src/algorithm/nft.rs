@@ -1,10 +1,10 @@
 //! DiffusionNFT: "DiffusionNFT: Online Diffusion Reinforcement with Forward Process", Zheng et al., 2025,
-//! <https://arxiv.org/abs/2509.16117>: an old policy makes images with any sampler; good ones pull the prediction towards them,
+//! <https://arxiv.org/abs/2509.16117>. An old policy makes images with any sampler. Good ones pull the prediction towards them,
 //! bad ones push an implicit negative prediction towards them. No probability of a step is needed.
 //!
-//! As its authors' code has it: guidance 1, group advantages clipped at 5, β 1 (or 0.1 for several rewards), 1e-4 on the distance
-//! from the base model, LoRA of rank 32 and alpha 64 at 3e-4, and an old policy that follows with decay min(0.001 · round, 0.5).
-//! Which quantity the model predicts makes no difference, as x₀ is linear in it.
+//! As its authors' code has it: guidance 1, group advantages clipped at 5, β 1 (or 0.1 for several rewards). The distance from
+//! the base model has weight 1e-4, the LoRA rank 32 and alpha 64 at 3e-4. The old policy follows with decay min(0.001 · round,
+//! 0.5). Which quantity the model predicts makes no difference, as x₀ is linear in it.
 
 use std::ops::Range;
 
@@ -166,8 +166,9 @@ impl Round for NftRound<'_> {
     }
 }
 
-/// The loss of each image, `[N]`: 5 · (r · e(β f + (1 − β) o) + (1 − r) · e((1 + β) o − β f)) / β, where f is the model's output, o the
-/// old policy's, r `share` `[N]` how good the image is, and e the squared error of x₀ over its own mean absolute error.
+/// The loss of each image, `[N]`: `5 · (r · e(β f + (1 − β) o) + (1 − r) · e((1 + β) o − β f)) / β`. Here f is the model's
+/// output, o the old policy's, and r `share` `[N]` how good the image is. The error e is the squared error of x₀ over its own
+/// mean absolute error.
 pub fn losses(
     output: &Tensor,
     old: &Tensor,

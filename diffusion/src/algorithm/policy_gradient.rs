@@ -1,5 +1,5 @@
-//! Clipped, importance-sampled policy gradients on the steps of DDIM, which DDPO and GRPO share: images are rolled out with
-//! noise in every step, each step has a probability, and steps that led to better images than others become likelier.
+//! Clipped, importance-sampled policy gradients on the steps of DDIM, which DDPO and GRPO share. Images are rolled out with noise
+//! in every step, and each step has a probability. Steps that led to better images than others become likelier.
 
 use std::ops::Range;
 
@@ -206,8 +206,8 @@ struct Again {
 }
 
 impl PolicyRound<'_> {
-    /// The step and the image of each item: all images before one step, then before the next, so that a call has the shape that
-    /// rolled out where as many go at a time.
+    /// The step and the image of each item: all images before one step, then before the next. So a call has the shape of the
+    /// roll-out, where as many go at a time.
     fn pairs(images: &[usize], steps: &[usize], items: Range<usize>) -> Vec<(usize, usize)> {
         items.map(|item| (steps[item.div_euclid(images.len())], images[item % images.len()])).collect()
     }
@@ -335,8 +335,8 @@ pub(super) fn drawn(mut steps: Vec<usize>, share: f64, seed: u64, number: usize)
     steps
 }
 
-/// max(−A ρ, −A clip(ρ, 1 − c, 1 + c)): the pessimistic of both, so that a ratio beyond the clip is pushed back but never on
-/// (Schulman et al., 2017, <https://arxiv.org/abs/1707.06347>, equation 7). One value for each ratio.
+/// The clipped loss max(−A ρ, −A clip(ρ, 1 − c, 1 + c)), one value for each ratio (Schulman et al., 2017,
+/// <https://arxiv.org/abs/1707.06347>, equation 7). It is pessimistic: a ratio beyond the clip is pushed back but never on.
 pub fn clipped(ratio: &Tensor, advantages: &Tensor, clip: f64) -> Tensor {
     (-advantages * ratio).maximum(&(-advantages * ratio.clamp(1.0 - clip, 1.0 + clip)))
 }

@@ -1,10 +1,10 @@
 //! ReFL: "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation", Xu et al., 2023,
-//! <https://arxiv.org/abs/2304.05977>, section 3 and algorithm 1: one late step, drawn at random, trains, and its predicted x₀ is
+//! <https://arxiv.org/abs/2304.05977>, section 3 and algorithm 1. One late step, drawn at random, trains, and its predicted x₀ is
 //! what the reward sees.
 //!
 //! As published: 40 steps with DDPM's noise (here DDIM with eta 1, the same step), the trained one among the last ten, no
-//! guidance, loss 1e-3 · relu(2 − r), AdamW at 1e-5 on the full UNet, 100 steps of 64 images. The paper's pre-training term is
-//! in its text but not in its code: here it is the method `denoising`, or the ε-anchor.
+//! guidance. The loss is 1e-3 · relu(2 − r), with AdamW at 1e-5 on the full UNet, for 100 steps of 64 images. The paper's
+//! pre-training term is in its text but not in its code: here it is the method `denoising`, or the ε-anchor.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;

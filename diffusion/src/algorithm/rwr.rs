@@ -1,8 +1,9 @@
-//! Supervised learning on the model's own images: reward-weighted regression ("Training Diffusion Models with Reinforcement
-//! Learning", Black et al., 2023, <https://arxiv.org/abs/2305.13301>, section 4.2), and the loop that it shares with best-of-n.
+//! Supervised learning on the model's own images: reward-weighted regression, and the loop that it shares with best-of-n. See
+//! "Training Diffusion Models with Reinforcement Learning", Black et al., 2023, <https://arxiv.org/abs/2305.13301>, section 4.2.
 //!
-//! As its authors have it: weights softmax(r / τ) with τ = 1/5 over many thousands of images, 5 passes over them, the full UNet at
-//! 1e-5. Their code guides the prediction within the loss, which is not the loss of a denoiser; here it is not guided.
+//! As its authors have it: weights softmax(r / τ) with τ = 1/5 over many thousands of images. There are 5 passes over them, on
+//! the full UNet at 1e-5. Their code guides the prediction within the loss, which is not the loss of a denoiser; here it is not
+//! guided.
 
 use std::ops::Range;
 

@@ -119,8 +119,8 @@ pub struct FinetuneConfig {
     pub width: Option<usize>,
     /// Images of one optimizer step.
     pub batch_size: usize,
-    /// How many of them share a prompt; absent: 1 or, where a method compares images of one prompt, the largest divisor of the
-    /// batch size up to 8.
+    /// How many images of a batch share a prompt. Absent: 1 or, where a method compares images of one prompt, the largest divisor
+    /// of the batch size up to 8.
     pub images_per_prompt: Option<usize>,
     /// Micro-batches that one batch is split into; absent: as the memory planner finds.
     pub gradient_accumulation: Option<usize>,

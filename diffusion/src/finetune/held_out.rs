@@ -1,5 +1,5 @@
-//! Watching for reward hacking on held-out prompts and fixed noise: the target beside everything else that should not fall
-//! while it rises, each image against the base model's image from the same noise.
+//! Watching for reward hacking on held-out prompts and fixed noise. It looks at the target beside everything else that should not
+//! fall while it rises. Each image is held against the base model's image from the same noise.
 
 use std::collections::BTreeMap;
 
@@ -184,8 +184,8 @@ impl Snapshot {
     }
 }
 
-/// Mean squared distance of ε from the base model's, and its norm in units of theirs, for `latents` noised to a quarter, half
-/// and three quarters of the way.
+/// Mean squared distance of ε from the base model's, and its norm in units of theirs. `latents` are noised to a quarter, half and
+/// three quarters of the way.
 fn drift_of(policy: &Policy, latents: &Tensor, batch: &Batch) -> [f64; 2] {
     let steps = policy.sampler.timesteps().len();
     let each = [1, 2, 3].map(|quarter| {

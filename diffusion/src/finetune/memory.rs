@@ -1,6 +1,6 @@
-//! How much memory a step will take, before it takes it, and what follows: whether activations are computed again in the
-//! backward pass, and how many images go through at a time. An estimate from the architecture, in bytes; the run itself
-//! halves the micro-batch where it was too low.
+//! How much memory a step will take, before it takes it, and what follows. That is whether activations are computed again in the
+//! backward pass, and how many images go through at a time. An estimate from the architecture, in bytes; the run itself halves
+//! the micro-batch where it was too low.
 
 use tch::Kind;
 
@@ -74,8 +74,8 @@ impl Estimate {
         self.frozen + self.trained + image * choice.micro as f64
     }
 
-    /// The largest micro-batch of the `items` of a step, `most` of them, that fits into `free` bytes beside the models (which are
-    /// loaded already), with activations kept if as many fit at a time, else computed again.
+    /// The largest micro-batch, at most `most` of a step's `items`, that fits into `free` bytes beside the models (which are
+    /// loaded already). Activations are kept if as many fit at a time, else computed again.
     pub(super) fn choose(&self, config: &FinetuneConfig, [items, most]: [usize; 2], free: Option<u64>) -> Choice {
         let given = config.gradient_accumulation.map(|parts| items.div_ceil(parts));
         let room = free.map_or(f64::INFINITY, |free| free as f64 * SHARE - self.trained).max(0.0);

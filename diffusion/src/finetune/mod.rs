@@ -1,5 +1,5 @@
-//! `diffusion finetune`: the loop around every method. Prompts in seeded order, roll-out, reward, the method's loss, and one
-//! place that steps (`step.rs`); held-out prompts are watched for reward hacking, checkpoints resume bit for bit.
+//! `diffusion finetune`: the loop around every method. It has prompts in seeded order, roll-out, reward, the method's loss, and
+//! one place that steps (`step.rs`). Held-out prompts are watched for reward hacking, and checkpoints resume bit for bit.
 
 mod check;
 mod checkpoint;
@@ -55,8 +55,8 @@ pub use inputs::resumed_step;
 /// Between steps it looks at `stop`. All ranks of `world` tune one model, of which rank 0 writes what is left.
 ///
 /// # Errors
-/// Settings, data or models that do not fit; a failing disk; numbers that stay non-finite; one image that does not fit into
-/// memory; a rank that is lost.
+/// Settings, data or models that do not fit, a failing disk, numbers that stay non-finite, an image too large for memory, or a
+/// lost rank.
 pub fn finetune(
     config: &FinetuneConfig,
     resume: bool,

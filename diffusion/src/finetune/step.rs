@@ -72,7 +72,7 @@ pub fn adamw(weight_decay: f64) -> AdamSettings {
     AdamSettings { rate: 0.0, beta1: 0.9, beta2: 0.999, weight_decay, epsilon: 1e-8, decoupled: true }
 }
 
-/// Takes one optimizer step at rate `rate` over `count` items, of which each rank has its share and `loss` gives the mean loss of
+/// Takes one optimizer step at rate `rate` over `count` items, of which each rank has its share. `loss` gives the mean loss of
 /// some, with a graph.
 ///
 /// # Errors

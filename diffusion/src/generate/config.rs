@@ -5,6 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use reward::{
     device::{DeviceName, Precision},
     run::changed_settings,
+    world::shard::Shard,
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,9 @@ pub struct GenerateConfig {
     pub seed: u64,
     /// CPU threads to compute with; absent: see [`reward::threads::settle`].
     pub threads: Option<NonZeroUsize>,
+    /// The part of the images that this process makes; absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
 }
 
 impl Default for GenerateConfig {
@@ -105,6 +109,7 @@ impl Default for GenerateConfig {
             device: DeviceName::Auto,
             seed: 0,
             threads: None,
+            shard: None,
         }
     }
 }
@@ -128,7 +133,7 @@ mod by_name {
 const LONGEST_SIDE: usize = 65_536;
 
 /// Settings that may differ when a run goes on: they change where and how fast, not what an image shows.
-const FREE: [&str; 6] = ["output", "batch_size", "contact_sheet", "save_latents", "device", "threads"];
+const FREE: [&str; 7] = ["output", "batch_size", "contact_sheet", "save_latents", "device", "threads", "shard"];
 
 impl GenerateConfig {
     /// Checks what can be known before any file is read.

@@ -21,6 +21,7 @@ use reward::{
     event::{Event, Observer},
     native::{self, Failure},
     run::RunFolder,
+    world::shard::Shard,
 };
 use tch::{Device, Tensor};
 
@@ -42,10 +43,15 @@ use plan::PlannedImage;
 
 /// How a run ended.
 pub enum Ended {
-    /// All images are there.
+    /// All images are there, and so is their table.
     Finished {
         /// `images.parquet`.
         table: PathBuf,
+        /// How many.
+        images: usize,
+    },
+    /// The images of this part are there; the last part to end writes the table.
+    Part {
         /// How many.
         images: usize,
     },
@@ -53,12 +59,12 @@ pub enum Ended {
     Interrupted {
         /// Images that are there.
         done: usize,
-        /// Images of the whole run.
+        /// Images of the whole run, or of its part.
         images: usize,
     },
 }
 
-/// Makes the images of `config`, in its output folder.
+/// Makes the images of `config`, or its shard of them, in its output folder.
 ///
 /// # Errors
 /// Usage errors for settings, latents of another shape and a folder that holds another run; what cannot be read or written;
@@ -76,7 +82,9 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let (width, height) = size.pixels;
     let device = config.device.resolve(0)?;
     let precision = config.precision.unwrap_or_else(|| default_precision(device));
+    let shard = config.shard.unwrap_or(Shard::WHOLE);
     let config = &GenerateConfig {
+        shard: None,
         width: Some(width as usize),
         height: Some(height as usize),
         precision: Some(precision),
@@ -85,14 +93,21 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     let images = plan::all(prompts.len(), config.images_per_prompt, config.seed);
     let noise = Noise::new(config, images.len(), size.latents)?;
 
-    let folder = RunFolder::claim(output, "output")?;
+    let folder = match shard {
+        Shard::WHOLE => RunFolder::claim(output, "output")?,
+        _ => RunFolder::claim_part(output, "output")?,
+    };
     check_same_run(&folder, config)?;
     let finals = config.save_final_latents.as_deref();
     let finals = finals.map(|file| FinalLatents::new(file, output, images.len(), size.latents));
-    let (mut left, mut damaged) = (Vec::new(), Named::default());
-    for image in &images {
+    let state = |image: &PlannedImage| {
         let wanted = picture::settings(config, image, &prompts[image.prompt_index], size.pixels);
-        let state = picture::state(output, image, &wanted)?;
+        picture::state(output, image, &wanted)
+    };
+    let own = &images[shard.of_batches(images.len(), config.batch_size)];
+    let (mut left, mut damaged) = (Vec::new(), Named::default());
+    for image in own {
+        let state = state(image)?;
         if state == State::Damaged {
             damaged.add(image.path());
         }
@@ -110,16 +125,24 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
         // Now, and not after hours.
         fs_err::create_dir_all(path.parent().unwrap_or(path))?;
     }
-    if let Some(path) = &config.save_latents {
+    if let Some(path) = config.save_latents.as_ref().filter(|_| shard.index == 0) {
         let whole = images.iter().map(|image| noise.of(image)).collect::<Vec<_>>();
         latents::write(path, &Tensor::stack(&whole, 0))?;
     }
 
-    let total = images.len();
+    let total = own.len();
     let run = Run { config, device, precision, observer, stop, prompts: &prompts, sampler, size, noise, finals, total };
     if !left.is_empty() && !run.make(&source, &left)? {
-        let done = images.iter().filter(|image| output.join(image.path()).exists()).count();
-        return Ok(Ended::Interrupted { done, images: images.len() });
+        let done = own.iter().filter(|image| output.join(image.path()).exists()).count();
+        return Ok(Ended::Interrupted { done, images: own.len() });
+    }
+    // Parts may end at the same time: the lock of the folder of images lets one finish after the other.
+    let pictures = fs_err::File::open(output.join("images"))?;
+    pictures.file().lock().ok();
+    for image in images.iter().filter(|_| shard != Shard::WHOLE) {
+        if !output.join(image.path()).exists() || state(image)? != State::Finished {
+            return Ok(Ended::Part { images: own.len() });
+        }
     }
     if let Some(finals) = &run.finals {
         finals.finish()?;

@@ -86,8 +86,8 @@ impl Base {
     }
 }
 
-/// By the width of the prompt's hidden states; of other widths (models made for tests), 2.x has linear layers around its
-/// transformers where 1.x has convolutions.
+/// The family by the width of the prompt's hidden states. At other widths (models made for tests), 2.x has linear layers around
+/// its transformers where 1.x has convolutions.
 fn of_layers(layers: &Layers) -> Option<Family> {
     let width = prompt_width(layers.unet.iter().map(|(name, shape)| (name, shape.as_slice())));
     let known = width.and_then(family_of);

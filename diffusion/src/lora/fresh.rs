@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result, layer::Adapter};
 
-/// Adapters of rank `rank` and scale `alpha / rank` that train, fp32 on the CPU, for every layer of `layers` (shapes of weights by
-/// name) whose name is one of `targets` or ends in `.TARGET`. A layer's values depend on its name and `seed` only.
+/// Adapters of rank `rank` and scale `alpha / rank` that train, fp32 on the CPU. Every layer of `layers` (shapes of weights by
+/// name) whose name is one of `targets` or ends in `.TARGET` gets one. A layer's values depend on its name and `seed` only.
 ///
 /// # Errors
 /// A target that no layer has (usage).

@@ -16,7 +16,7 @@ pub struct Merged {
     saved: BTreeMap<String, Tensor>,
 }
 
-/// Adds `scale · up · down` to the weight of each layer, in fp32 whatever the kind of the weight, in place: the layers that hold
+/// Adds `scale · up · down` to the weight of each layer in place, in fp32 whatever the kind of the weight. The layers that hold
 /// the weight see it. (Merging into bf16 weights rounds small updates away.)
 ///
 /// # Errors

@@ -1,6 +1,6 @@
-//! LoRA (Hu et al., 2021, <https://arxiv.org/abs/2106.09685>, equation 3: `W + alpha/r · B A`) as files: read strictly from the files
-//! of diffusers, PEFT, kohya, ComfyUI and OneTrainer, several as their sum, merged into weights and taken out again, written in
-//! diffusers' and kohya's form.
+//! LoRA (Hu et al., 2021, <https://arxiv.org/abs/2106.09685>, equation 3: `W + alpha/r · B A`) as files. They are read strictly
+//! from the files of diffusers, PEFT, kohya, ComfyUI and OneTrainer, several as their sum. They are merged into weights and taken
+//! out again, and written in diffusers' and kohya's form.
 
 mod base;
 mod fresh;
@@ -70,8 +70,8 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// One update that is the sum of both: a layer that both have gets an adapter of the sum of their ranks, exact and in the form
-    /// of any other.
+    /// One update that is the sum of both. A layer that both have gets an adapter of the sum of their ranks, exact and in the
+    /// form of any other.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self { unet: sum(self.unet, other.unet), text: sum(self.text, other.text) }

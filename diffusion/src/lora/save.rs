@@ -30,8 +30,8 @@ pub fn diffusers(path: &Path, lora: &Lora) -> Result<()> {
     tensor_file(path, tensors, metadata.into())
 }
 
-/// Writes what kohya's scripts and the web UIs read. (diffusers reads it too, but gives all attention layers one alpha: for it, use
-/// [`diffusers()`].) Web UIs list it under `base`.
+/// Writes what kohya's scripts and the web UIs read. The library diffusers reads it too, but gives all attention layers one
+/// alpha: for it, use [`diffusers()`]. Web UIs list it under `base`.
 ///
 /// # Errors
 /// The file cannot be written; what was there before stays.

@@ -1,8 +1,8 @@
 //! `scheduler_config.json`: what a model folder says about its noise schedule, whichever scheduler class wrote it.
 //!
 //! The class name is not binding: stock folders name PNDM, and every sampler here reads the same file. A key that is present
-//! wins; what the file lacks takes diffusers' default of the sampler that reads it, so those defaults stand in the samplers'
-//! own files. Keys of other classes are kept and not read; a value that a key we read cannot have is an error.
+//! wins. What the file lacks takes diffusers' default of the sampler that reads it, so those defaults stand in the samplers' own
+//! files. Keys of other classes are kept and not read; a value that a key we read cannot have is an error.
 
 use serde_json::{Map, Value};
 
@@ -122,8 +122,8 @@ impl SchedulerConfig {
         Self::from_json(&value)
     }
 
-    /// The same schedule as diffusers' pipeline of Stable Diffusion 1.x and 2.x takes it, whatever the file says or lacks:
-    /// no clipping, and an offset of 1. With it, sentences that say what was changed.
+    /// The same schedule as diffusers' pipeline of Stable Diffusion 1.x and 2.x takes it, whatever the file says or lacks. There
+    /// is no clipping, and the offset is 1. With it, sentences that say what was changed.
     ///
     /// A PNDM file that lacks `set_alpha_to_one` means false, the default of that class only, and what these models want.
     pub(crate) fn in_pipeline(mut self) -> (Self, Vec<String>) {

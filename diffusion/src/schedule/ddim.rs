@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     /// Two training steps with ā 0.64 and 0.36; one step of stride 1 from the second.
-    /// x₀ = (1 − 0.8 · 0.5) / 0.6 = 1; mean = 0.8 · 1 + 0.6 · 0.5 = 1.1.
+    /// There x₀ = (1 − 0.8 · 0.5) / 0.6 = 1, and mean = 0.8 · 1 + 0.6 · 0.5 = 1.1.
     #[test]
     fn one_step_by_hand() {
         let config = SchedulerConfig::from_text(

@@ -1,8 +1,8 @@
 //! "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", Lu et al., 2022, arXiv 2211.01095:
 //! algorithm 2, the second-order multistep solver in x₀ (2M), deterministic.
 //!
-//! On sigma = sqrt((1 − ā) / ā) after Karras et al.; the paper's alpha and sigma are sqrt(ā) and sqrt(1 − ā), and its
-//! lambda is −ln(sigma).
+//! The solver is on sigma = sqrt((1 − ā) / ā) after Karras et al. The paper's alpha and sigma are sqrt(ā) and
+//! sqrt(1 − ā), and its lambda is −ln(sigma).
 
 use tch::Tensor;
 
@@ -167,7 +167,7 @@ mod tests {
         }
     }
 
-    /// From sigma 2 by 1 to 0.5 (h = ln 2 twice), x₀ estimates 1 then 3: the second-order term is (3 − 1)/2 of the first's.
+    /// From sigma 2 by 1 to 0.5 (h = ln 2 twice), x₀ estimates 1 then 3. The second-order term is (3 − 1)/2 of the first's.
     #[test]
     fn the_second_order_term_by_hand() {
         let mut sampler = sampler(r#", "prediction_type": "sample""#, 3).unwrap();

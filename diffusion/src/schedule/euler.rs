@@ -1,5 +1,5 @@
-//! "Elucidating the Design Space of Diffusion-Based Generative Models", Karras et al., 2022, arXiv 2206.00364: algorithm 2
-//! without churn and without the second-order correction, that is Euler's method in sigma.
+//! Euler's method in sigma. It is algorithm 2 of "Elucidating the Design Space of Diffusion-Based Generative Models", Karras et
+//! al., 2022, arXiv 2206.00364, without churn or second-order correction.
 
 use tch::{Kind, Tensor};
 
@@ -96,7 +96,7 @@ fn init_noise_sigma(config: &SchedulerConfig, sigmas: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// sigma 2 to 1 with ε̂ = 0.5: x₀ = 3 − 2 · 0.5 = 2, and x = 3 + 0.5 · (1 − 2) = 2.5.
+    /// Sigma 2 to 1 with ε̂ = 0.5. So x₀ = 3 − 2 · 0.5 = 2, and x = 3 + 0.5 · (1 − 2) = 2.5.
     #[test]
     fn one_step_by_hand() {
         let mut sampler = Euler::new(&SchedulerConfig::from_text("{}").unwrap(), 2).unwrap();

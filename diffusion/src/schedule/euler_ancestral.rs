@@ -1,6 +1,6 @@
-//! Ancestral sampling with Euler steps: each step goes down past its goal and noise brings it back up, so that the marginals
-//! are those of DDPM's posterior ("Denoising Diffusion Probabilistic Models", Ho et al., 2020, arXiv 2006.11239, equation 7)
-//! in sigma (k-diffusion's `sample_euler_ancestral`, eta 1).
+//! Ancestral sampling with Euler steps: each step goes down past its goal and noise brings it back up. So the marginals are those
+//! of DDPM's posterior ("Denoising Diffusion Probabilistic Models", Ho et al., 2020, arXiv 2006.11239, equation 7) in sigma. This
+//! is k-diffusion's `sample_euler_ancestral` with eta 1.
 
 use tch::{Kind, Tensor};
 

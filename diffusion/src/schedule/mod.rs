@@ -1,8 +1,8 @@
 //! Samplers: from noise to latents in few steps.
 //!
-//! A step is a pure function of the model's output: it gives the mean and the standard deviation of the next latents, and the
-//! caller draws the noise. Scalars are calculated in f64, tensors in fp32, and gradients flow through every step. One sampler
-//! a file, with its paper; all of them read the same [`SchedulerConfig`].
+//! A step is a pure function of the model's output. It gives the mean and the standard deviation of the next latents, and the
+//! caller draws the noise. Scalars are calculated in f64, tensors in fp32, and gradients flow through every step. One sampler a
+//! file, with its paper; all of them read the same [`SchedulerConfig`].
 
 mod config;
 mod ddim;
@@ -60,8 +60,8 @@ impl Step {
         if self.std == 0.0 { self.mean.shallow_clone() } else { &self.mean + noise() * self.std }
     }
 
-    /// ln N(`next`; mean, std²) per image, `[B]`: the *mean* over C·h·w and not the sum, as ddpo-pytorch takes it, which is
-    /// why its clip range is 1e-4. Differentiable in the mean; `next` is taken as given.
+    /// ln N(`next`; mean, std²) per image, `[B]`: the *mean* over C·h·w and not the sum, as ddpo-pytorch takes it. That is why
+    /// its clip range is 1e-4. Differentiable in the mean; `next` is taken as given.
     pub fn log_probability(&self, next: &Tensor) -> Tensor {
         let std = self.std.max(Self::LEAST_STD);
         let distance = next.detach().to_kind(Kind::Float) - &self.mean;
@@ -69,8 +69,8 @@ impl Step {
         log_density.flatten(1, -1).mean_dim([1_i64].as_slice(), false, Kind::Float)
     }
 
-    /// The divergence KL(this ‖ `other`) of two steps of the same deviation per image, `[B]`: (μ − μ')² / (2 σ²), its *mean* over
-    /// C·h·w as Flow-GRPO takes it. Differentiable in the means.
+    /// The divergence KL(this ‖ `other`) of two steps of the same deviation per image, `[B]`: (μ − μ')² / (2 σ²). It is the
+    /// *mean* over C·h·w, as Flow-GRPO takes it. Differentiable in the means.
     pub fn divergence(&self, other: &Self) -> Tensor {
         let std = self.std.max(Self::LEAST_STD);
         let distance = (&self.mean - &other.mean).square() * (0.5 / (std * std));
@@ -94,7 +94,7 @@ impl Sampler {
     /// `eta` is the share of DDPM's noise that a DDIM step adds, 0 for the other samplers.
     ///
     /// # Errors
-    /// A number of steps the schedule cannot take, an eta the sampler cannot take (usage); a config value that this sampler
+    /// A number of steps the schedule cannot take or an eta the sampler cannot take (usage). A config value that this sampler
     /// reads and does not support.
     pub fn new(name: SamplerName, config: &SchedulerConfig, steps: usize, eta: f64) -> Result<Self> {
         spacing::check(config, steps)?;

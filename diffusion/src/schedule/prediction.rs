@@ -85,7 +85,7 @@ impl Level {
 mod tests {
     use super::*;
 
-    /// ā = 0.36: signal 0.6, noise 0.8. x₀ = 2, ε = 1: x = 1.2 + 0.8 = 2, v = 0.6 − 1.6 = −1.
+    /// With ā = 0.36 the signal is 0.6 and the noise 0.8. For x₀ = 2 and ε = 1: x = 1.2 + 0.8 = 2, v = 0.6 − 1.6 = −1.
     #[test]
     fn the_meanings_convert_by_hand() {
         let level = Level::of(0.36);

@@ -1,6 +1,6 @@
 //! The noise schedule of the forward process: beta, ā and sigma per training step.
 //!
-//! Values are rounded to fp32 where diffusers rounds them, so that samplers meet the same numbers; running products are
+//! Values are rounded to fp32 where diffusers rounds them, so that samplers meet the same numbers. Running products are
 //! taken in f64, as libtorch does on a CPU. Calculations that start from these tables are done in f64.
 
 use std::f64::consts::FRAC_PI_2;
@@ -115,8 +115,8 @@ pub fn alphas_cumprod(betas: &[f32]) -> Vec<f32> {
     betas.iter().scan(1.0, product).collect()
 }
 
-/// Betas shifted and scaled so that sqrt(ā) ends at 0 and starts where it did ("Common Diffusion Noise Schedules and Sample
-/// Steps are Flawed", Lin et al., 2023, arXiv 2305.08891, algorithm 1).
+/// Betas shifted and scaled so that sqrt(ā) ends at 0 and starts where it did. See "Common Diffusion Noise Schedules and Sample
+/// Steps are Flawed", Lin et al., 2023, arXiv 2305.08891, algorithm 1.
 fn zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = alphas_cumprod(betas).into_iter().map(f32::sqrt).collect();
     let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else { return Vec::new() };

@@ -1,5 +1,5 @@
-//! A single-file checkpoint (LDM, CompVis and Stability naming) of Stable Diffusion 1.x or 2.x: the keys of its three models
-//! under diffusers' names, and the configs, told from shapes.
+//! A single-file checkpoint (LDM, CompVis and Stability naming) of Stable Diffusion 1.x or 2.x. The keys of its three models are
+//! given under diffusers' names, and the configs are told from shapes.
 
 mod configs;
 mod keys;

@@ -5,8 +5,8 @@
 //!   a safetensors file.
 //! - A yaml of the same name beside it, as CompVis' and Stability's programs and AUTOMATIC1111's read it.
 //! - For 2.x, where none of these says anything: `modelspec.architecture`, then the step that Stability's own files were saved at
-//!   (`global_step`). diffusers 0.42.1 takes 875000 for 2.0-base, which predicts epsilon, and every other step for v; a model that
-//!   was trained on has any step, so only the published steps count here.
+//!   (`global_step`). In diffusers 0.42.1, 875000 stands for 2.0-base, which predicts epsilon, and every other step for v. A
+//!   model that was trained on has any step, so only the published steps count here.
 
 use std::{
     io::Read,

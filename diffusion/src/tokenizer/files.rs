@@ -1,8 +1,8 @@
 //! The files of a tokenizer folder in the layouts of transformers 4 (`vocab.json`, `merges.txt`, `special_tokens_map.json`,
 //! `added_tokens.json`, `added_tokens_decoder`) and 5 (`tokenizer.json`), checked, as one [`Vocabulary`].
 //!
-//! As `CLIPTokenizer` of transformers 5 does it, only vocabulary, merges and added tokens of a `tokenizer.json` are read: what
-//! a word is and how text is normalised are the same in every folder.
+//! As `CLIPTokenizer` of transformers 5 does it, only vocabulary, merges and added tokens of a `tokenizer.json` are read. What a
+//! word is and how text is normalised are the same in every folder.
 
 use std::{
     collections::{BTreeMap, HashSet},

@@ -70,8 +70,8 @@ impl Tokenizer {
         Self::from_files(files, folder)
     }
 
-    /// For a text encoder whose embedding has `rows` rows and whose longest prompt has `positions` ids: an id beyond the
-    /// embedding is an error when a prompt has it.
+    /// The tokenizer for a text encoder whose embedding has `rows` rows and whose longest prompt has `positions` ids. An id
+    /// beyond the embedding is an error when a prompt has it.
     ///
     /// # Errors
     /// Prompts would be longer than `positions`.

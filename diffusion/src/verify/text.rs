@@ -1,5 +1,5 @@
-//! The reference for the text encoder: diffusers-rs knows those of Stable Diffusion 1.5 and 2.1; others are held against
-//! the same formula written down plainly, with nothing fused (Radford et al., 2021; transformers' `modeling_clip.py`).
+//! The reference for the text encoder. The crate diffusers-rs knows the encoders of Stable Diffusion 1.5 and 2.1. Others are held
+//! against the same formula written down plainly, with nothing fused (Radford et al., 2021; transformers' `modeling_clip.py`).
 
 use diffusers::transformers::clip::{ClipTextTransformer, Config};
 use tch::{Kind, Tensor};

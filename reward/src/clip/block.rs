@@ -1,7 +1,7 @@
 //! One pre-norm transformer block on libtorch, shared by both towers, and the tower that stacks them.
 //!
-//! Parameters are handles to the tensors of a [`Parameters`] map under their OpenAI keys; a block computes in the kind of
-//! its input and casts each parameter to it, so fp32 master weights under bf16 activations need nothing else.
+//! Parameters are handles to the tensors of a [`Parameters`] map under their OpenAI keys. A block computes in the kind of its
+//! input and casts each parameter to it, so fp32 master weights under bf16 activations need nothing else.
 
 use std::collections::BTreeMap;
 
@@ -165,8 +165,8 @@ impl Block {
         x.view([batch, tokens, self.heads, width.div_euclid(self.heads)]).transpose(1, 2)
     }
 
-    /// Fresh memory costs a page fault for every 4 KiB, so what can be is done in place: autograd keeps no output of a
-    /// linear layer.
+    /// The rest of the block, after attention. Fresh memory costs a page fault for every 4 KiB, so what can be is done
+    /// in place. Autograd keeps no output of a linear layer.
     fn finish(&self, residual: &Tensor, attended: &Tensor) -> Tensor {
         let attended = attended.transpose(1, 2).reshape(residual.size());
         let x = self.out_proj.forward(&attended).g_add_(residual);

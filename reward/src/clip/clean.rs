@@ -1,9 +1,9 @@
 //! OpenAI's text clean-up in front of the tokenizer: ftfy, `html.unescape` twice, white space, lower case.
 //!
 //! Reference: `basic_clean` and `whitespace_clean` of
-//! <https://github.com/openai/CLIP/blob/a1d071733d7111c9c014f024669f959182114e33/clip/simple_tokenizer.py>.
-//! ftfy is [`plsfix`], a port of ftfy; where it is known to differ from ftfy 6.3.1 the tokenizer's golden test says so.
-//! Stable Diffusion's tokenizers use no ftfy: this is for CLIP scores only.
+//! <https://github.com/openai/CLIP/blob/a1d071733d7111c9c014f024669f959182114e33/clip/simple_tokenizer.py>. The port of
+//! ftfy is [`plsfix`]; where it is known to differ from ftfy 6.3.1 the tokenizer's golden test says so. Stable
+//! Diffusion's tokenizers use no ftfy: this is for CLIP scores only.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;

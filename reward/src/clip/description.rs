@@ -1,8 +1,8 @@
 //! What the files beside a checkpoint's weights say of it: architecture, activation, preprocessing.
 //!
 //! transformers saves `config.json` with `preprocessor_config.json` (or `processor_config.json`, whose `image_processor` then
-//! counts alone), open_clip one `open_clip_config.json`. A folder of the hub may hold both, with weights for each: those of
-//! the library whose weights are read count, and where the others differ there is a warning.
+//! counts alone), open_clip one `open_clip_config.json`. A folder of the hub may hold both, with weights for each. Those of the
+//! library whose weights are read count, and where the others differ there is a warning.
 
 use std::path::{Path, PathBuf};
 

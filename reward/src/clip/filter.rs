@@ -123,8 +123,8 @@ pub(super) fn nearest_sources(side: Side) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// Four pixels to two: the middle of the first is at 1, so pixels 0 to 3 are −0.5, 0.5, 1.5, 2.5 away, of which the
-    /// triangle, twice as wide, has 0.75, 0.75, 0.25, 0.
+    /// Four pixels to two: the middle of the first is at 1, so pixels 0 to 3 are −0.5, 0.5, 1.5, 2.5 away. The
+    /// triangle, twice as wide, has 0.75, 0.75, 0.25, 0 there.
     #[test]
     fn a_triangle_over_two_pixels() {
         let side = Side { full: 4, resized: 2, offset: 0, size: 1 };

@@ -1,10 +1,10 @@
-//! Preprocessing of image files, pixel for pixel as OpenAI's transform does it on Pillow: resize (as [`Preprocessing`] says, in
-//! the mode of the file), crop or fill up, and only then convert to RGB.
+//! Preprocessing of image files, pixel for pixel as OpenAI's transform does it on Pillow. A file is resized (as [`Preprocessing`]
+//! says, in its own mode), cropped or filled up, and only then converted to RGB.
 //!
-//! Reference: `_transform` in `clip/clip.py` (openai-clip 1.0.1), `Resize` and `CenterCrop` of torchvision 0.26,
-//! `Resample.c`, `Geometry.c` and `Convert.c` of Pillow 13.0. Deviations: nothing outside the crop is computed, so a
-//! picture of 5000 × 20 never becomes one of 56000 × 224, the pixels are the same; a picture with a palette is filled up
-//! with the colour that was asked for, not with the palette's entry of that number.
+//! Reference: `_transform` in `clip/clip.py` (openai-clip 1.0.1), `Resize` and `CenterCrop` of torchvision 0.26, `Resample.c`,
+//! `Geometry.c` and `Convert.c` of Pillow 13.0. Deviations: nothing outside the crop is computed, so a picture of 5000 × 20 never
+//! becomes one of 56000 × 224. The pixels are the same. A picture with a palette is filled up with the colour that was asked for,
+//! not with the palette's entry of that number.
 
 use fast_image_resize::images::Image;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};

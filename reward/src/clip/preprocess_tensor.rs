@@ -1,6 +1,6 @@
 //! Preprocessing on tensors, so that gradients reach the pixels: what [`super::preprocess`] makes of an RGB file.
 //!
-//! Deviation from it: nothing is rounded to bytes, which no gradient would pass, and weights of the resize are fp32
+//! Deviations from it: nothing is rounded to bytes, which no gradient would pass. Weights of the resize are fp32
 //! (`_upsample_bicubic2d_aa` of libtorch has Pillow's filter). Golden values: `tests/golden/{finetune,metrics,preprocessing}.py`.
 //!
 //! Reference for [`Resize::Letterbox`]: `ResizeMaxSize` in `hpsv2/src/open_clip/transform.py` (hpsv2 1.2.0), which resizes

@@ -1,9 +1,9 @@
-//! How a model wants its pictures: what a CLIP folder's `preprocessor_config.json` or `open_clip_config.json` says, and what
-//! both the decoder's path ([`super::preprocess`]) and the differentiable one (`preprocess_tensor`) do.
+//! How a model wants its pictures. A CLIP folder's `preprocessor_config.json` or `open_clip_config.json` says it; the decoder's
+//! path ([`super::preprocess`]) and the differentiable one (`preprocess_tensor`) both do it.
 //!
 //! Reference: `_transform` in `clip/clip.py` (openai-clip 1.0.1), `open_clip/transform.py` (open_clip_torch 3.3.0),
-//! `CLIPImageProcessor` (transformers 5.24.0). Deviation from transformers: where the surplus of the long side is 3 more than
-//! a multiple of 4, its crop begins one pixel earlier than OpenAI's, which is ours.
+//! `CLIPImageProcessor` (transformers 5.24.0). Deviation from transformers: the crop begins where OpenAI's does. Where the
+//! surplus of the long side is 3 more than a multiple of 4, transformers begins one pixel earlier.
 
 use std::fmt;
 
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(long(7, 7), (224, 0));
     }
 
-    /// 45 · 224 / 320 = 31.5, where the two ways to compute it fall on either side. 1 / 5000 of a side is still a pixel.
+    /// For 45 · 224 / 320 = 31.5 the two ways to compute it fall on either side. And 1 / 5000 of a side is still a pixel.
     #[test]
     fn the_long_side_fits_and_the_short_one_is_filled_up() {
         let longest = Resize::Longest { fill: 0 };

@@ -236,12 +236,12 @@ impl Header {
 
 /// Decodes a file held in memory. `label` names it in errors.
 ///
-/// All threads share one budget of memory, half of what is free when the first picture is decoded: a picture waits until it
-/// fits in, and one that is larger than the budget is decoded alone.
+/// All threads share one budget of memory, half of what is free when the first picture is decoded. A picture waits until it fits
+/// in, and one that is larger than the budget is decoded alone.
 ///
 /// # Errors
-/// The bytes are no image, of a format or a kind that is not read, damaged beyond the truncations that
-/// [`Decoded::truncated`] tells of, or larger than [`DecodeOptions::max_pixels`].
+/// The bytes are no image, of a format or a kind that is not read, or larger than [`DecodeOptions::max_pixels`]. Or
+/// they are damaged beyond the truncations that [`Decoded::truncated`] tells of.
 pub fn decode(bytes: &[u8], label: &str, options: &DecodeOptions) -> Result<Decoded> {
     let header = probe(bytes, label)?;
     header.check_pixels(label, options.max_pixels)?;

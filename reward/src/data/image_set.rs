@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -89,6 +90,23 @@ impl ImageSet {
         }
         let (manifest, notes) = captioned(path, &listing)?;
         Ok(Self { notes, ..Self::numbered(path, path, manifest, BTreeMap::new())? })
+    }
+
+    /// The set of these rows and their images only.
+    #[must_use]
+    pub fn of_rows(&self, rows: Range<usize>) -> Self {
+        let mut places = HashMap::new();
+        let mut images = Vec::new();
+        let row = |row: &SetRow| {
+            let image = *places.entry(row.image).or_insert_with(|| {
+                images.push(self.images[row.image as usize].clone());
+                images.len() as u32 - 1
+            });
+            SetRow { image, ..row.clone() }
+        };
+        let labels = self.labels.get(rows.clone()).map_or(Vec::new(), <[String]>::to_vec);
+        let rows = self.rows[rows].iter().map(row).collect();
+        Self { rows, images, labels, ..self.clone() }
     }
 
     fn of_table(path: &Path, folder: &Path, reading: Reading) -> Result<Self> {

@@ -21,9 +21,9 @@ pub struct ImageSets {
 }
 
 impl ImageSets {
-    /// Reads what `images` names: sets, as [`ImageSet::read`] takes them, folders of sets, and globs of either. A folder whose subfolders hold
-    /// `images.parquet` or `captions.csv` means all of these, numbers in their names in numeric order; the baseline is left out
-    /// where it is one of several. `label` is a column of the sets to judge.
+    /// Reads what `images` names: sets, as [`ImageSet::read`] takes them, folders of sets, and globs of either. A folder whose
+    /// subfolders hold `images.parquet` or `captions.csv` means all of these, numbers in their names in numeric order. The
+    /// baseline is left out where it is one of several. `label` is a column of the sets to judge.
     ///
     /// # Errors
     /// What [`ImageSet::read`] refuses, no path, or a set that is named twice.

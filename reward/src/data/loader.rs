@@ -15,7 +15,7 @@ pub fn workers(asked: Option<usize>) -> usize {
 }
 
 /// Applies `work` to `items` in `workers` threads and gives `consume` the results in the order of the items, whatever
-/// the number of workers; 0 works in the calling thread.
+/// the number of workers. With 0 the calling thread does the work.
 ///
 /// At most `ahead` (at least 1) items are being worked on or wait to be consumed; `items` is drawn from in the calling
 /// thread. A panic of `work` is resumed where its result would have come. When `consume` returns early, no item is

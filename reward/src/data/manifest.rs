@@ -60,14 +60,14 @@ impl<'a> Reading<'a> {
 }
 
 impl Manifest {
-    /// Reads a manifest with the columns `prompt` and `path`, given as a path, a glob or a folder of tables; the ending of a file
+    /// Reads a manifest with the columns `prompt` and `path`, given as a path, a glob or a folder of tables. The ending of a file
     /// says what it is: `parquet`, `csv`, `tsv`, `json` or `jsonl`. Relative image paths start at the file's own folder. Other
     /// columns are ignored.
     ///
     /// # Errors
     ///
-    /// Another ending, an unreadable file, a missing column, a cell that is null or of another type, an empty path
-    /// (rows of parquet and JSON arrays count from 0, lines of text from 1), or no row at all.
+    /// Another ending, an unreadable file, a missing column, a cell that is null or of another type, an empty path, or
+    /// no row at all. Rows of parquet and JSON arrays count from 0, lines of text from 1.
     pub fn read(file: &Path) -> Result<Self> {
         Self::read_as(file, Reading::PLAIN)
     }

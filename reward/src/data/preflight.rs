@@ -1,5 +1,5 @@
-//! The look at all data before any training: every image is there and is one, no prompt is cut, nothing of the training
-//! data is validated on.
+//! The look at all data before any training. It checks that every image is there and is one, that no prompt is cut, and
+//! that nothing of the training data is validated on.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -158,8 +158,8 @@ pub fn preflight(
     report
 }
 
-/// The check of [`Level::Headers`]: `probe` gets the start of the image, and all of it if that is not enough (a JPEG may
-/// hold a long colour profile before its size).
+/// The check of [`Level::Headers`]. `probe` gets the start of the image, and all of it if that is not enough. A JPEG may hold a
+/// long colour profile before its size.
 pub fn check_header(image: &ImageSource, mut probe: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     const HEAD_BYTES: usize = 64 << 10;
     let head = image.read_head(HEAD_BYTES)?;

@@ -16,14 +16,14 @@ use crate::{Error, Result, foreign::Foreign, text};
 /// The names that objects in JSON have for a prompt, the first that is there; of other tables only the first counts.
 const COLUMNS: [&str; 3] = ["prompt", "text", "caption"];
 
-/// The prompts of a file in its order: of a table (`.parquet`, `.csv`, `.tsv`, `.json`, `.jsonl`, or a folder or glob of them)
-/// the column `prompt`, in upper or lower case; of objects in JSON `prompt`, else `text`, else `caption`; the strings of a JSON
-/// array; of any other file its lines, less white space around them, without empty ones. A table may hold empty prompts.
+/// The prompts of a file in its order. A table (`.parquet`, `.csv`, `.tsv`, `.json`, `.jsonl`, or a folder or glob of them) gives
+/// the column `prompt`, in upper or lower case. Objects in JSON give `prompt`, else `text`, else `caption`, and a JSON array its
+/// strings. Any other file gives its lines, less white space around them, without empty ones. A table may hold empty prompts.
 ///
 /// # Errors
 ///
-/// An unreadable file, text that is not UTF-8, a table by another name, a missing column, a cell that is null or not a string, or
-/// no prompt at all.
+/// An unreadable file, text that is not UTF-8, a table by another name, or no prompt at all. A missing column, or a cell that is
+/// null or not a string.
 pub fn read(file: &Path) -> Result<Vec<String>> {
     read_noted(file, &mut |_| ())
 }

@@ -17,11 +17,11 @@ use crate::{Error, Result};
 const BATCH_ROWS: usize = 4096;
 
 /// Gives the cells of `columns` to `each`, row by row. Answers the names under which the columns were found, for those that are
-/// there (in JSON, where every row has its own, those of the first row).
+/// there. In JSON, where every row has its own, they are those of the first row.
 ///
 /// # Errors
-/// An ending that is no table's, a file that cannot be read or is something else, a column that is missing, a cell that is null or
-/// of another type (rows of parquet and JSON arrays count from 0, lines of text from 1).
+/// An ending that is no table's, or a file that cannot be read or is something else. A missing column, or a cell that is null or
+/// of another type. Rows of parquet and JSON arrays count from 0, lines of text from 1.
 pub(crate) fn read(part: &Part, columns: &[Column], each: &mut dyn FnMut(&[Cell])) -> Result<Vec<Option<String>>> {
     let file = &part.path;
     match Format::of(file) {

@@ -72,8 +72,8 @@ impl Triplets {
     ///
     /// # Errors
     ///
-    /// No file matches, a file is unreadable, a column is missing or has another type, a cell is null (rows count
-    /// from 0 within their file, as in pandas), or there is no row at all.
+    /// No file matches, a file is unreadable, a column is missing or has another type, a cell is null, or there is no
+    /// row. Rows count from 0 within their file, as in pandas.
     pub fn read(files: &[String], options: &ReadOptions) -> Result<Self> {
         let root = options.image_root.as_deref().and_then(Path::to_str);
         if let Some(error) = root.and_then(|root| foreign::url(root, "a folder of images")) {

@@ -15,6 +15,7 @@ use crate::{
     event::{Event, Observer},
     statistics::table::Table,
     weights::Checkpoint,
+    world::shard::Shard,
 };
 
 /// A loaded CLIP that embeds.
@@ -78,13 +79,33 @@ pub fn embed(
     observer: &dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Table> {
+    embed_part(engine, images, prompts, Shard::WHOLE, options, observer, stop)
+}
+
+/// As [`embed`], but of `shard` of the passes over images and of those over prompts: the table has a part of either.
+///
+/// # Errors
+/// As there.
+pub fn embed_part(
+    engine: &dyn Engine,
+    images: &[ImageSource],
+    prompts: &[Tokens],
+    shard: Shard,
+    options: &EmbedOptions,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Table> {
     let mut table = Table::new(images.len(), prompts.len(), engine.config().embed_dim);
-    embed_prompts(engine, prompts, options, observer, stop, |indexes, embeddings| {
+    let own = shard.of(prompts.len().div_ceil(options.batch_size));
+    let is_own = |pass: usize, _: &[u32]| own.contains(&pass);
+    embed_needed_prompts(engine, prompts, &is_own, options, observer, stop, |indexes, embeddings| {
         table.set_prompts(indexes, &embeddings);
     })?;
-    let all: Vec<&ImageSource> = images.iter().collect();
-    embed_images(engine, &all, options, observer, stop, |indexes, embeddings| {
-        table.set_images(indexes, &embeddings);
+    let own = shard.of_batches(images.len(), options.batch_size);
+    let sources: Vec<&ImageSource> = images[own.clone()].iter().collect();
+    embed_images(engine, &sources, options, observer, stop, |indexes, embeddings| {
+        let indexes: Vec<u32> = indexes.iter().map(|index| index + own.start as u32).collect();
+        table.set_images(&indexes, &embeddings);
         Ok(())
     })?;
     Ok(table)
@@ -102,15 +123,15 @@ pub fn embed_prompts(
     stop: &AtomicBool,
     each: impl FnMut(&[u32], Vec<Vec<f32>>),
 ) -> Result<()> {
-    embed_needed_prompts(engine, prompts, &|_| true, options, observer, stop, each)
+    embed_needed_prompts(engine, prompts, &|_, _| true, options, observer, stop, each)
 }
 
-/// As [`embed_prompts`], but without the passes that have no prompt that is `needed`. A pass has the same prompts, whichever
-/// are needed, so that their embeddings are the same to the bit.
+/// As [`embed_prompts`], but only the passes that are `needed`, by their number and their prompts. A pass has the same prompts,
+/// whichever are needed, so that their embeddings are the same to the bit.
 pub(crate) fn embed_needed_prompts(
     engine: &dyn Engine,
     prompts: &[Tokens],
-    needed: &dyn Fn(u32) -> bool,
+    needed: &dyn Fn(usize, &[u32]) -> bool,
     options: &EmbedOptions,
     observer: &dyn Observer,
     stop: &AtomicBool,
@@ -121,7 +142,7 @@ pub(crate) fn embed_needed_prompts(
     by_length.sort_by_key(|prompt| prompts[*prompt as usize].ids.len());
     for (pass, chunk) in by_length.chunks(options.batch_size).enumerate() {
         interrupted(stop)?;
-        if !chunk.iter().any(|prompt| needed(*prompt)) {
+        if !needed(pass, chunk) {
             continue;
         }
         let tokens: Vec<&Tokens> = chunk.iter().map(|prompt| &prompts[*prompt as usize]).collect();

@@ -17,7 +17,7 @@ use std::{
 
 use self::{
     metric::{MetricName, MetricSpec},
-    scorer::Scorer,
+    scorer::{Measured, Scorer},
     scores::Store,
     summary::Summary,
     tables::Tables,
@@ -36,6 +36,7 @@ use crate::{
     event::{Event, Observer},
     statistics::{best_of::best_of, comparison::Pair},
     weights::{OpenOptions, sha256},
+    world::shard::Shard,
 };
 
 /// What to measure, and how.
@@ -196,16 +197,8 @@ pub fn evaluate<'a>(
     }
     let sets: Vec<&ImageSet> = judged.iter().chain(baseline).collect();
     sets.iter().flat_map(|set| &set.notes).for_each(|note| observer.event(&Event::Warning(note)));
-    let hashes = sets.iter().map(|set| row_hashes(set, &run)).collect::<Result<Vec<_>>>()?;
-    let mut scorer = Scorer { run: &run, sets: &sets, hashes: &hashes, store, clips: HashMap::new(), computed: 0 };
-    let measured = scorer.measure(&options.metrics);
-    let computed = scorer.computed;
-    if measured.is_err() && computed > 0 {
-        let kept =
-            format!("{computed} new scores are kept in {}: the next run goes on from them", store.path().display());
-        observer.event(&Event::Note(&kept));
-    }
-    let (columns, distances) = measured?;
+    let hashes = hashes(&sets, &run)?;
+    let ((columns, distances), computed) = measure(&sets, &hashes, &options.metrics, store, &run)?;
     store.write()?;
     let tables = Tables { sets: &sets, judged: judged.len(), columns: &columns, pairs: &pairs, seed: options.seed };
     let mut summary = tables.summary(label.as_deref());
@@ -213,6 +206,53 @@ pub fn evaluate<'a>(
         set.metrics.extend(distances);
     }
     Ok(Evaluation { judged: judged.len(), sets, hashes, columns, pairs, computed, summary })
+}
+
+/// Scores `shard` of all sets image by image into `store`, which is of that part; what needs all images at once is left. Gives how
+/// many scores are new.
+///
+/// # Errors
+/// As [`evaluate`], or all metrics need all images at once.
+pub fn evaluate_part(
+    image_sets: &ImageSets,
+    shard: Shard,
+    options: &Options,
+    store: &mut Store,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<usize> {
+    let ImageSets { judged, baseline, .. } = image_sets;
+    options.check(baseline.is_some())?;
+    let metrics: Vec<MetricSpec> = options.metrics.iter().filter(|spec| !spec.name.wants_clip()).cloned().collect();
+    if metrics.is_empty() {
+        return Err(Error::usage(format!("--shard {shard}: there is nothing to share"))
+            .hint("diversity and distances of sets need all images at once: leave --shard out"));
+    }
+    let run = Run { options, observer, stop, truncated: Mutex::default() };
+    let own = |set: &ImageSet| set.of_rows(shard.of_batches(set.rows.len(), options.embed.batch_size));
+    let sets: Vec<ImageSet> = judged.iter().chain(baseline).map(own).collect();
+    let sets: Vec<&ImageSet> = sets.iter().collect();
+    let hashes = hashes(&sets, &run)?;
+    Ok(measure(&sets, &hashes, &metrics, store, &run)?.1)
+}
+
+/// What `metrics` say of the images of `sets`, and how many scores are new. On an error, says what is kept.
+fn measure(
+    sets: &[&ImageSet],
+    hashes: &[Vec<String>],
+    metrics: &[MetricSpec],
+    store: &mut Store,
+    run: &Run,
+) -> Result<(Measured, usize)> {
+    let mut scorer = Scorer { run, sets, hashes, store, clips: HashMap::new(), computed: 0 };
+    let measured = scorer.measure(metrics);
+    let computed = scorer.computed;
+    if measured.is_err() && computed > 0 {
+        let kept =
+            format!("{computed} new scores are kept in {}: the next run goes on from them", store.path().display());
+        run.observer.event(&Event::Note(&kept));
+    }
+    Ok((measured?, computed))
 }
 
 impl Evaluation<'_> {
@@ -253,6 +293,11 @@ fn scored_pairs<'a>(sets: &[&'a ImageSet], place: usize, column: &Column, matche
         Some(Pair { prompt: sets[place].prompt(&sets[place].rows[row]), score, baseline })
     };
     matched.iter().filter_map(pair).collect()
+}
+
+/// Hashes of the images of the rows of each set.
+fn hashes(sets: &[&ImageSet], run: &Run) -> Result<Vec<Vec<String>>> {
+    sets.iter().map(|set| row_hashes(set, run)).collect()
 }
 
 /// Hashes of the images of all rows; a file is read once.

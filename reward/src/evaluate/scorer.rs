@@ -36,7 +36,7 @@ pub(super) struct Scorer<'a> {
 }
 
 /// Columns of scores, and for every judged set its distances from the baseline.
-type Measured = (Vec<Column>, Vec<Vec<(String, MetricSummary)>>);
+pub(super) type Measured = (Vec<Column>, Vec<Vec<(String, MetricSummary)>>);
 
 impl<'a> Scorer<'a> {
     /// Measures by all metrics. A checkpoint that is not there is found before the first is at work.

@@ -1,5 +1,6 @@
 //! `scores.parquet`: a row for every image and metric. It is also the cache: what is in it is not computed again. Evaluations
-//! at the same time add to one table.
+//! at the same time add to one table; those that share the images of one have a part each in `scores.parquet.parts/`, until all
+//! are there.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -16,11 +17,16 @@ use crate::{
         parquet_writer::{self, Column},
     },
     files::{folder_of, followed, replace_file},
+    world::shard::Shard,
 };
 
 const TEXT_COLUMNS: [&str; 7] = ["set", "prompt", "path", "metric", "convention", "image_sha256", "checkpoint_sha256"];
 const BATCH_ROWS: usize = 4096;
 const DISTANCES: &str = "set-distances.json";
+/// Ending of a part that is not finished.
+const PART: &str = "part";
+/// Ending of a finished part.
+const DONE: &str = "done";
 
 /// One row.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +77,9 @@ fn metric_name(label: &str) -> &str {
 pub struct Store {
     path: PathBuf,
     others: Vec<ScoreRow>,
+    /// Rows of parts, and the files that they are from.
+    of_parts: Vec<ScoreRow>,
+    parts: Vec<(PathBuf, Option<Stamp>)>,
     known: HashMap<Key, Option<f64>>,
     /// Which file `others` are from.
     read: Option<Stamp>,
@@ -91,9 +100,56 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self> {
         let mut store = Self { path: path.to_owned(), ..Self::default() };
         store.read_others()?;
-        store.known = store.others.iter().map(|row| (row.key(), row.score)).collect();
+        for part in in_folder(&parts_folder(path), |name| name.ends_with(PART) || name.ends_with(DONE))? {
+            let read_at = stamp(&part)?;
+            // One that is being finished has another name now, and one that is damaged is computed again.
+            store.of_parts.extend(read(&part).unwrap_or_default());
+            store.parts.push((part, read_at));
+        }
+        let rows = store.others.iter().chain(&store.of_parts);
+        store.known = rows.map(|row| (row.key(), row.score)).collect();
         store.distances = read_distances(&path.with_file_name(DISTANCES))?;
         Ok(store)
+    }
+
+    /// The table of a part of the images beside the one at `path`, with all that is known there and in the other parts.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or the folder of parts cannot be made.
+    pub fn open_part(path: &Path, shard: Shard) -> Result<Self> {
+        let known = Self::open(path)?.known;
+        let folder = parts_folder(&followed(path)?);
+        fs_err::create_dir_all(&folder)?;
+        let own = folder.join(format!("{:05}-of-{:05}.{PART}", shard.index, shard.count));
+        if own.with_extension(DONE).exists() {
+            // It has to be finished again.
+            fs_err::rename(own.with_extension(DONE), &own)?;
+        }
+        let mut store = Self { path: own, known, ..Self::default() };
+        store.read_others()?;
+        Ok(store)
+    }
+
+    /// Writes this part as a finished one. If all `count` are finished, this process is the one to put them together, as long as
+    /// it holds what it is given.
+    ///
+    /// # Errors
+    /// The disk is full or not writable.
+    pub fn finish_part(mut self, count: usize) -> Result<Option<fs_err::File>> {
+        self.write()?;
+        let done = self.path.with_extension(DONE);
+        let place = folder_of(&done);
+        let folder = fs_err::File::open(place)?;
+        fs_err::rename(&self.path, &done)?;
+        let all = || -> Result<bool> {
+            Ok(in_folder(place, |name| name.ends_with(&format!("-of-{count:05}.{DONE}")))?.len() == count)
+        };
+        if !all()? {
+            return Ok(None);
+        }
+        // Of two that end at the same time one waits, and then finds no parts any more. Without locks, both write the same.
+        folder.file().lock().ok();
+        Ok(all()?.then_some(folder))
     }
 
     /// Where it lies.
@@ -111,6 +167,8 @@ impl Store {
     /// # Errors
     /// The disk is full or not writable, or what is there is no table of scores any more.
     pub fn write(&mut self) -> Result<()> {
+        // That of a part goes when an evaluation of the whole has taken the part up.
+        fs_err::create_dir_all(folder_of(&followed(&self.path)?))?;
         // The folder's own lock leaves no file behind. A file system without locks has none: then the last one stays.
         let folder = fs_err::File::open(folder_of(&followed(&self.path)?)).ok();
         if let Some(folder) = &folder {
@@ -119,10 +177,15 @@ impl Store {
         self.read_others()?;
         let keys: HashSet<Key> = self.rows.iter().map(ScoreRow::key).collect();
         let places: HashSet<_> = self.rows.iter().map(ScoreRow::place).collect();
-        let kept = self.others.iter().filter(|row| !keys.contains(&row.key()) && !places.contains(&row.place()));
+        let kept = self
+            .others
+            .iter()
+            .chain(&self.of_parts)
+            .filter(|row| !keys.contains(&row.key()) && !places.contains(&row.place()));
         let rows: Vec<&ScoreRow> = self.rows.iter().chain(kept).collect();
         parquet_writer::write(&self.path, &columns(&rows))?;
         self.read = stamp(&self.path)?;
+        self.remove_parts()?;
         if self.distances.is_empty() {
             return Ok(());
         }
@@ -131,6 +194,18 @@ impl Store {
         distances.extend(self.distances.iter().map(|(key, distance)| (key.clone(), *distance)));
         let text = format!("{:#}\n", serde_json::json!(distances));
         replace_file(&place, |partial| Ok(fs_err::write(partial, text)?))
+    }
+
+    /// Removes the parts whose rows are in the table now, and their folder with the last of them.
+    fn remove_parts(&mut self) -> Result<()> {
+        for (part, read_at) in std::mem::take(&mut self.parts) {
+            if read_at.is_some() && stamp(&part)? == read_at {
+                fs_err::remove_file(&part).ok();
+            }
+            fs_err::remove_dir(folder_of(&part)).ok();
+        }
+        self.others.append(&mut self.of_parts);
+        Ok(())
     }
 
     /// Reads the table again if it is another file than before.
@@ -149,6 +224,27 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Where the parts of the table at `path` lie.
+fn parts_folder(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{name}.parts"))
+}
+
+/// The files in a folder whose names are wanted, by name; none where there is no folder.
+fn in_folder(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if folder.is_dir() {
+        for entry in fs_err::read_dir(folder)? {
+            let entry = entry?;
+            if wanted(&entry.file_name().to_string_lossy()) {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Nothing where there is no file. A link that leads nowhere is named here, before anything is computed.

@@ -1,5 +1,5 @@
-//! InfoNCE (van den Oord et al., 2018, <https://arxiv.org/abs/1807.03748>, eq. 4), symmetric as in CLIP (Radford et al.,
-//! 2021, figure 3), with the images nobody remixed as further negatives of every prompt.
+//! InfoNCE (van den Oord et al., 2018, <https://arxiv.org/abs/1807.03748>, eq. 4), symmetric as in CLIP (Radford et al., 2021,
+//! figure 3). The images nobody remixed are further negatives of every prompt.
 
 use tch::{Kind, Tensor};
 

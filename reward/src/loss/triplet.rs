@@ -1,5 +1,5 @@
-//! The original's triplet loss: squared Euclidean distances of unit vectors, `mean(relu(|a − p|² − |a − n|² + margin))`
-//! (Schroff et al., 2015, <https://arxiv.org/abs/1503.03832>, eq. 3).
+//! The original's triplet loss on squared Euclidean distances of unit vectors (Schroff et al., 2015,
+//! <https://arxiv.org/abs/1503.03832>, eq. 3): `mean(relu(|a − p|² − |a − n|² + margin))`.
 
 use tch::{Kind, Tensor};
 

@@ -59,6 +59,8 @@ impl Update {
     /// # Errors
     /// Loss or gradient were not finite for the third time in a row; or another rank is lost.
     pub fn apply(&mut self, world: &World, loss: f64, rate: f64) -> Result<Updated> {
+        // Once added up, a number of one rank that is not finite is everybody's.
+        let own_is_finite = loss.is_finite() && (self.non_finite == 0 || self.adam.gradient_norm().is_finite());
         let loss = self.adam.add_up(world, loss)?;
         let own = self.adam.gradient_norm();
         // All clip by the norm of rank 0: its last bits depend on the number of threads.
@@ -67,7 +69,9 @@ impl Update {
             self.non_finite += 1;
             if self.non_finite >= PATIENCE {
                 let what = if loss.is_finite() { "gradient in the backward pass" } else { "loss in the forward pass" };
-                return Err(Error::data(format!("non-finite {what}, {PATIENCE} steps in a row"))
+                let finite = world.numbers(&[f64::from(u8::from(own_is_finite))])?;
+                let of_ranks = ranks_without(&finite);
+                return Err(Error::data(format!("non-finite {what}{of_ranks}, {PATIENCE} steps in a row"))
                     .hint("lower --learning-rate, set --clip-norm 1, or train with --precision fp32"));
             }
             return Ok(Updated { loss, gradient_norm, applied: false });
@@ -92,6 +96,13 @@ impl Update {
         let Some(Ema { means, .. }) = &self.ema else { return body() };
         with_values(self.trained(), means, body)
     }
+}
+
+/// Names the ranks whose numbers were not finite, 0 in `finite`; nothing for one process alone, or where only the sum was not.
+fn ranks_without(finite: &[f64]) -> String {
+    let ranks = finite.iter().enumerate().filter(|(_, finite)| **finite == 0.0);
+    let ranks: Vec<String> = ranks.map(|(rank, _)| rank.to_string()).collect();
+    if finite.len() == 1 || ranks.is_empty() { String::new() } else { format!(" of rank {}", ranks.join(", ")) }
 }
 
 /// Runs `body` with `values` in place of the tensors `trained`, one for each; afterwards, also by a panic, they are as they were.
@@ -128,6 +139,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::world::tests::in_threads;
 
     /// One weight, 1, under Adam; and the update of it.
     fn weight(clip_norm: Option<f64>, ema_decay: Option<f64>) -> (Tensor, Update) {
@@ -152,6 +164,30 @@ mod tests {
         }
         assert_eq!(step().unwrap_err().to_string(), "non-finite loss in the forward pass, 3 steps in a row");
         assert_eq!(weight.double_value(&[0]), 1.0);
+    }
+
+    #[test]
+    fn numbers_that_overflow_on_one_rank_name_it() {
+        let errors = in_threads(3, |world| {
+            let (_, mut update) = weight(None, None);
+            let mut step = |factor: f64| {
+                update.adam.zero_gradients();
+                // A loss of rank 1 overflows, and a gradient of rank 2.
+                let own = if world.rank() == 1 { factor } else { 1.0 };
+                let loss = update.trained()[0].1.sum(Kind::Float) * own;
+                loss.backward();
+                if world.rank() == 2 && factor == 1.0 {
+                    drop(update.trained()[0].1.grad().fill_(f64::INFINITY));
+                }
+                update.apply(world, loss.double_value(&[]), 0.1).map_err(|error| error.to_string())
+            };
+            let loss = [f64::NAN; 3].map(&mut step);
+            assert!(loss[..2].iter().all(|step| step.as_ref().is_ok_and(|step| !step.applied)));
+            [loss[2].clone().unwrap_err(), step(1.0).unwrap_err()]
+        });
+        let loss = "non-finite loss in the forward pass of rank 1, 3 steps in a row";
+        let gradient = "non-finite gradient in the backward pass of rank 2, 3 steps in a row";
+        assert_eq!(errors, vec![[loss, gradient]; 3]);
     }
 
     #[test]

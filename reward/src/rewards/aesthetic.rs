@@ -1,7 +1,7 @@
 //! LAION's aesthetic predictor v2 (<https://github.com/christophschuhmann/improved-aesthetic-predictor>): how much people
 //! like the looks of a picture, about 1 to 10, whatever the prompt.
 //!
-//! `sac+logos+ava1-l14-linearMSE.pth` is five linear layers with nothing but dropout between them: one affine map of the
+//! `sac+logos+ava1-l14-linearMSE.pth` is five linear layers with nothing but dropout between them. They are one affine map of the
 //! unit image embedding of OpenAI's CLIP ViT-L/14, folded when it is loaded.
 
 use tch::{Device, Kind, Tensor};

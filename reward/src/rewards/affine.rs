@@ -63,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// Layers 2 → 1 → 1 → 1 → 1 → 1 with weights (1, 2), 3, 1, 1, 2 and biases 1, 0, 0, 0.5, −1:
+    /// Layers 2 → 1 → 1 → 1 → 1 → 1, weights (1, 2), 3, 1, 1, 2, biases 1, 0, 0, 0.5, −1. They give
     /// ((x + 2 y + 1) · 3 + 0.5) · 2 − 1 = 6 x + 12 y + 6.
     #[test]
     fn five_layers_are_one_map() {

@@ -1,5 +1,5 @@
-//! Scores that are the cosine of image and prompt under a frozen CLIP: the Social Reward, CLIPScore (Hessel et al., 2021,
-//! <https://arxiv.org/abs/2104.08718>, without its factor 2.5 and its cut at 0), PickScore, HPSv2.
+//! Scores that are the cosine of image and prompt under a frozen CLIP: the Social Reward, CLIPScore, PickScore, HPSv2. CLIPScore
+//! (Hessel et al., 2021, <https://arxiv.org/abs/2104.08718>) is without its factor 2.5 and its cut at 0.
 
 use std::{cell::RefCell, collections::HashMap};
 

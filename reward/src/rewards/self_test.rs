@@ -1,7 +1,7 @@
 //! A look at a reward before a run trusts it: four coloured and textured pictures, in one order, in the other, and one alone.
 //!
-//! A scorer that keeps pictures and prompts apart wrongly (a queue that is answered by arrival, a batch that is sorted by length)
-//! gives plausible numbers, and a run that follows them learns nothing.
+//! A scorer may keep pictures and prompts apart wrongly (a queue that is answered by arrival, a batch that is sorted by length).
+//! It then gives plausible numbers, and a run that follows them learns nothing.
 
 use tch::{Device, Kind, Tensor};
 
@@ -27,7 +27,7 @@ const SWAP: f64 = 5e-2;
 /// Scores test pictures with `reward`, which computes on `device` in `kind`.
 ///
 /// # Errors
-/// The reward fails, gives something else than finite numbers, or the same number for all; or scores of a deterministic reward
+/// The reward fails, gives something else than finite numbers, or the same number for all. Or scores of a deterministic reward
 /// depend on the order or number of pictures. `observer` is warned of a reward that is not deterministic.
 pub fn self_test(reward: &dyn Reward, device: Device, kind: Kind, observer: &dyn Observer) -> Result<()> {
     let pixels = pictures().to_device(device);

@@ -78,8 +78,8 @@ fn sibling(folder: &Path, end: &str) -> PathBuf {
     folder.with_file_name(format!(".{name}.{end}"))
 }
 
-/// Ends a replacement that was begun, perhaps by a process that was killed: what has its old name only gets it back; else what
-/// the new folder lacks moves there, and the rest of the old one goes.
+/// Ends a replacement that was begun, perhaps by a process that was killed. Where only the old folder is there, it gets its name
+/// back. Else what the new folder lacks moves there, and the rest of the old one goes.
 ///
 /// # Errors
 /// The disk refuses.

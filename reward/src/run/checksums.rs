@@ -1,5 +1,5 @@
-//! `checksums.json` of a checkpoint: length and CRC-32C of every file in it, so that a damaged one is seen before a run goes on
-//! from it. Not for secrets: whoever can change a file can change its checksum.
+//! `checksums.json` of a checkpoint: length and CRC-32C of every file in it. A damaged file is seen before a run goes on from it.
+//! Not for secrets: whoever can change a file can change its checksum.
 
 use std::{collections::BTreeMap, os::unix::fs::FileExt, path::Path};
 

@@ -2,6 +2,7 @@
 
 pub mod checkpoints;
 pub mod checksums;
+pub mod deal;
 pub mod inputs;
 pub mod metrics;
 pub mod order;
@@ -46,6 +47,22 @@ impl RunFolder {
     /// # Errors
     /// Not a folder, not writable, or another process is running there.
     pub fn claim(path: &Path, flag: &str) -> Result<Self> {
+        Self::claim_as(path, flag, std::fs::File::try_lock)
+    }
+
+    /// As [`Self::claim`], but beside other processes that each do a part of the run.
+    ///
+    /// # Errors
+    /// As there; another process does the whole run here.
+    pub fn claim_part(path: &Path, flag: &str) -> Result<Self> {
+        Self::claim_as(path, flag, std::fs::File::try_lock_shared)
+    }
+
+    fn claim_as(
+        path: &Path,
+        flag: &str,
+        try_lock: fn(&std::fs::File) -> std::result::Result<(), std::fs::TryLockError>,
+    ) -> Result<Self> {
         fs_err::create_dir_all(path).map_err(|error| {
             Error::data(format!("{}: {error}", flag.replace('-', " ")))
                 .hint(format!("give a --{flag} that you may write to"))
@@ -56,7 +73,7 @@ impl RunFolder {
             Error::data(format!("{} {} is not writable: {error}", flag.replace('-', " "), path.display()))
                 .hint(format!("give a --{flag} that you may write to"))
         })?;
-        match lock.file().try_lock() {
+        match try_lock(lock.file()) {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
                 let holder = fs_err::read_to_string(&lock_path).unwrap_or_default();

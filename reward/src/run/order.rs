@@ -1,5 +1,5 @@
-//! The order of training data: functions of the run's seed and the step alone, so that a resumed run goes on as it would have, and many
-//! processes share one order.
+//! The order of training data, as functions of the run's seed and the step alone. So a resumed run goes on as it would have, and
+//! many processes share one order.
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;

@@ -1,4 +1,4 @@
-//! What may lie in a run's folder before the run begins or goes on: nothing of its names, or all of an earlier part of it.
+//! What may lie in a run's folder before the run begins or goes on: nothing of its names, or all of an earlier part.
 
 use std::path::Path;
 
@@ -32,8 +32,8 @@ pub trait Settings: Serialize + DeserializeOwned {
 /// Looks at the folder of `config` without changing it. Gives whether a run is there to go on with.
 ///
 /// # Errors
-/// A name of the run's is taken by something else or a link to nothing; another run is there, or parts of one (`config.toml` or
-/// `checkpoints/` is missing); with `resume`, its settings are others (named) or cannot be read.
+/// A name of the run's is taken by something else or a link to nothing. Another run is there, or parts of one (`config.toml` or
+/// `checkpoints/` is missing). With `resume`, its settings are others (named) or cannot be read.
 pub fn check<C: Settings>(config: &C, resume: bool) -> Result<bool> {
     let (run, flag) = (config.folder(), C::FLAG);
     let another = format!("give another --{flag}");

@@ -1,5 +1,5 @@
-//! Scoring the images of a table for their prompts, as `reward score` does: a first look at all, parts that survive a kill, and
-//! the table that comes out.
+//! Scoring the images of a table for their prompts, as `reward score` does. First comes a look at all, then parts that survive a
+//! kill, and then the table that comes out.
 
 pub mod first_look;
 pub mod parts;

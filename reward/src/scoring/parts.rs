@@ -1,8 +1,8 @@
 //! `OUTPUT.parts/`: what is scored of a table that is not finished, so that no end of the process loses it.
 //!
-//! A part has the scores of all rows of a range of the distinct images: a line of JSON, then fp32 numbers, little-endian,
-//! NaN where an image could not be read. Ranges are of images because they are what is computed; any number of processes
-//! could share them out. A part says by hashes which model scored and which rows, so that it is only used where it belongs.
+//! A part has the scores of all rows of a range of the distinct images. It is a line of JSON, then fp32 numbers, little-endian,
+//! NaN where an image could not be read. Ranges are of images because they are what is computed; any number of processes could
+//! share them out. A part says by hashes which model scored and which rows, so that it is only used where it belongs.
 
 use std::{
     cell::OnceCell,

@@ -39,11 +39,11 @@ impl<'a> Rows<'a> {
     /// The score of every row; none where the image could not be read. `load` gives the model, if anything is left to score. Of
     /// several processes each scores its `shard`; nothing comes back where the others have not scored theirs.
     ///
-    /// With `parts`, what a run before this one has scored is taken from them, and what this one scores is added: now and then,
-    /// and when it fails or is stopped. At one batch size scores are the same to the bit, however often a run was stopped.
+    /// With `parts`, what a run before this one has scored is taken from them. What this one scores is added now and then, and
+    /// when it fails or is stopped. At one batch size scores are the same to the bit, however often a run was stopped.
     ///
     /// # Errors
-    /// A part cannot be read or written, an image cannot be read (unless bad images are skipped), a score is not finite, the
+    /// A part cannot be read or written, or an image cannot be read (unless bad images are skipped). A score is not finite, the
     /// engine fails, or `stop` was set.
     pub fn score<'e>(
         &self,
@@ -71,7 +71,7 @@ impl<'a> Rows<'a> {
         }
         let engine = load()?;
         let mut prompts = Table::new(0, self.manifest.prompts.len(), engine.config().embed_dim);
-        let is_needed = |prompt: u32| needed[prompt as usize];
+        let is_needed = |_, pass: &[u32]| pass.iter().any(|prompt| needed[*prompt as usize]);
         embed_needed_prompts(&*engine, self.tokens, &is_needed, options, observer, stop, |indexes, embeddings| {
             prompts.set_prompts(indexes, &embeddings);
         })?;
@@ -324,8 +324,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever the ends before, no image is scored twice but those of the pass that was under way, and the scores are those
-        /// of an undisturbed run to the bit.
+        /// Whatever the ends before, no image is scored twice but those of the pass that was under way. The scores are those of
+        /// an undisturbed run to the bit.
         #[test]
         fn no_end_of_a_run_loses_a_finished_part(
             rows in prop::collection::vec((0_usize..5, 0_usize..12), 1..30),

@@ -1,5 +1,5 @@
-//! What scoring writes: path, prompt and score, and beside them the columns of the table that was scored; or that table
-//! itself with the score added.
+//! What scoring writes: path, prompt and score with the columns of the table that was scored; or that table itself with
+//! the score added.
 
 mod columnar;
 mod text;
@@ -61,8 +61,8 @@ impl<'a> ScoreTable<'a> {
     /// Looks at what is at `output` and at the columns of `source`, the file that `manifest` is from, where it is from one.
     ///
     /// # Errors
-    /// The ending says no format; what is there is not what `score` wrote for such a table, or is the source with a column
-    /// `score` of its own; or it cannot be read.
+    /// The ending says no format, or what is there cannot be read. What is there is not what `score` wrote for such a table, or
+    /// is the source with a column `score` of its own.
     pub fn new(output: &Path, manifest: &'a Manifest, source: Option<&'a Path>) -> Result<Self> {
         let format = Format::of(output).ok_or_else(|| {
             Error::usage(format!("--output {}: want a name that ends in .parquet, .csv or .jsonl", output.display()))

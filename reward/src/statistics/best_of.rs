@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-/// Expected score of the best of n images of a prompt, for n from 1 to the fewest images that a prompt has, averaged over the
-/// prompts. The images picked from are drawn without replacement, so it is exact: of k sorted scores the i-th (from 1) is the
-/// best of n in C(i − 1, n − 1) of C(k, n) draws. `prompts` names the prompt of each score.
+/// Expected score of the best of n images of a prompt, averaged over the prompts. Here n goes from 1 to the fewest images that a
+/// prompt has. The images picked from are drawn without replacement, so it is exact. Among k sorted scores the i-th (from 1) is
+/// the best of n in C(i − 1, n − 1) of C(k, n) draws. `prompts` names the prompt of each score.
 ///
 /// # Panics
 /// If the lengths differ.

@@ -90,7 +90,8 @@ mod tests {
 
     use super::*;
 
-    /// Two wins, a tie, a loss: (2 + ½) / 4; differences 1, 3, 0, -2: mean ½, deviation √(13/3); 2 of 3 decided: p = 1.
+    /// Two wins, a tie, a loss: (2 + ½) / 4. Differences 1, 3, 0, -2: mean ½, deviation √(13/3). Of 3 decided, 2 are
+    /// wins: p = 1.
     #[test]
     fn four_pairs_by_hand() {
         let pair = |prompt, score, baseline| Pair { prompt, score, baseline };
@@ -109,7 +110,7 @@ mod tests {
     /// Share of pairs whose two images are the same.
     const TIES: f64 = 0.1;
 
-    /// Compares 100 prompts × 4 seeds whose scores have an effect of the prompt that both sets share and one of their own; the
+    /// Compares 100 prompts × 4 seeds whose scores have an effect of the prompt that both sets share and one of their own. The
     /// set's are `shift` standard deviations of a difference higher.
     fn simulated(run: u64, shift: f64) -> Comparison {
         let mut generator = ChaCha8Rng::seed_from_u64(run);

@@ -34,12 +34,12 @@ pub fn wilson(successes: f64, trials: usize) -> Interval {
     Interval { low: (centre - half_width).max(0.0), high: (centre + half_width).min(1.0) }
 }
 
-/// Percentile bootstrap of the mean of `outcomes` (each 0, ½ or 1) with whole prompts drawn with replacement, because
-/// pairs of one prompt are not independent: 2,000 resamples. `prompts` names the prompt of each outcome. The same `seed`
+/// Percentile bootstrap of the mean of `outcomes` (each 0, ½ or 1) from 2,000 resamples. Whole prompts are drawn with
+/// replacement, because pairs of one prompt are not independent. `prompts` names the prompt of each outcome. The same `seed`
 /// gives the same interval. With a single prompt the interval has no width.
 ///
 /// Prompts with equally many pairs and wins are interchangeable, so a resample draws *how many* of each such group come
-/// up (multinomial, as successive binomials), which takes a time that does not grow with the number of pairs.
+/// up (multinomial, as successive binomials). This takes a time that does not grow with the number of pairs.
 ///
 /// # Panics
 /// If the lengths differ or there is no outcome.
@@ -120,7 +120,7 @@ mod tests {
         assert!((interval.low - low).abs() < tolerance && (interval.high - high).abs() < tolerance, "{interval:?}");
     }
 
-    /// The mean of 400 values 0, 1, 2, 3 in turn is 1.5 with standard error √1.25 / 20; four prompts hold one each of
+    /// The mean of 400 values 0, 1, 2, 3 in turn is 1.5 with standard error √1.25 / 20. Four prompts hold one each of
     /// them, 100 times over, so that by prompt it is √1.25 / 2.
     #[test]
     fn a_mean_spreads_by_its_standard_error_over_prompts() {

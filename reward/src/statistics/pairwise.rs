@@ -123,8 +123,8 @@ mod tests {
         ScoredPair { prompt, positive, negative }
     }
 
-    /// Win, tie, loss, win. AUC: the positives 3, 1, 0, 2 beat of the negatives {1, 1, 2, 0} 4, 1 + 2/2, 1/2, 3 + 1/2:
-    /// (4 + 2 + 0.5 + 3.5) / 16.
+    /// Win, tie, loss, win. AUC: the positives 3, 1, 0, 2 beat 4, 1 + 2/2, 1/2, 3 + 1/2 of the negatives {1, 1, 2, 0}.
+    /// So it is (4 + 2 + 0.5 + 3.5) / 16.
     #[test]
     fn four_pairs_by_hand() {
         let figures = figures(&[pair("a", 3.0, 1.0), pair("a", 1.0, 1.0), pair("b", 0.0, 2.0), pair("c", 2.0, 0.0)]);

@@ -4,10 +4,18 @@ use super::{
     pairwise::{ScoredPair, Validation, validation},
     slices::{PromptLength, slice_by},
 };
+#[cfg(feature = "torch")]
+use tch::Tensor;
+
+#[cfg(feature = "torch")]
+use crate::world::World;
 use crate::{Result, clip::tokenizer::Tokens, data::triplets::Triplets};
 
 /// Unit embeddings by index; an image that could not be read has none.
 pub struct Table {
+    /// Numbers of an embedding.
+    #[cfg_attr(not(feature = "torch"), expect(dead_code))]
+    width: usize,
     /// Empty where the image could not be read.
     images: Vec<Vec<f32>>,
     prompts: Vec<Vec<f32>>,
@@ -18,7 +26,7 @@ impl Table {
     /// that stay between a model's large ones that go leave a heap of gaps (3 GB for 20,000 images).
     pub fn new(images: usize, prompts: usize, width: usize) -> Self {
         let room = |count| (0..count).map(|_| Vec::with_capacity(width)).collect();
-        Self { images: room(images), prompts: room(prompts) }
+        Self { width, images: room(images), prompts: room(prompts) }
     }
 
     /// Sets the embeddings of these images.
@@ -33,6 +41,29 @@ impl Table {
         for (index, embedding) in indexes.iter().zip(embeddings) {
             self.prompts[*index as usize].clone_from(embedding);
         }
+    }
+
+    /// Makes one table of those of all ranks, each of which holds a part.
+    ///
+    /// # Errors
+    /// Another rank is lost.
+    #[cfg(feature = "torch")]
+    pub fn of_all_ranks(&mut self, world: &World) -> Result<()> {
+        for rows in [&mut self.images, &mut self.prompts] {
+            let own = rows.iter().enumerate().filter(|(_, row)| !row.is_empty());
+            let (indexes, values): (Vec<i64>, Vec<&[f32]>) =
+                own.map(|(index, row)| (index as i64, row.as_slice())).unzip();
+            let values = Tensor::from_slice(&values.concat()).view([indexes.len() as i64, self.width as i64]);
+            let indexes = world.all_gather(&Tensor::from_slice(&indexes))?;
+            for (indexes, values) in indexes.iter().zip(world.all_gather(&values)?) {
+                for place in 0..indexes.numel() as i64 {
+                    let row = &mut rows[indexes.int64_value(&[place]) as usize];
+                    row.resize(self.width, 0.0);
+                    values.get(place).copy_data(row, self.width);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Cosine of prompt and image, in -1..=1; `None` for an image that could not be read.

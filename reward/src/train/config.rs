@@ -218,8 +218,8 @@ impl TrainConfig {
         positive(self.max_pixels != Some(0), "max_pixels", &0, "at least 1")
     }
 
-    /// Into how many micro-batches a batch is split on `device`. Unless the user says: on a CPU so that none is larger than 16
-    /// triplets, which are as fast as 32 there and take half the memory, where the loss of a row is its own.
+    /// The number of micro-batches that a batch is split into on `device`. Unless the user says, on a CPU none is larger than 16
+    /// triplets where the loss of a row is its own. These are as fast as 32 there and take half the memory.
     pub fn micro_batches(&self, device: tch::Device) -> usize {
         const TRIPLETS: usize = 16;
         let worth_it = device == tch::Device::Cpu && !self.loss_name.spans_batch();

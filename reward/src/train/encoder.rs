@@ -178,9 +178,9 @@ pub struct Encoder<'a> {
     prompts_at_once: usize,
 }
 
-/// How many images or prompts share one prefix pass, on a CPU `on_cpu`, filled up with repeats where fewer are left: what is cached must not depend on
-/// its neighbours, and the last bits of libtorch's products do change with the number of rows, if not with what is in the
-/// other rows.
+/// How many images or prompts share one prefix pass, on a CPU `on_cpu`, filled up with repeats where fewer are left. What is
+/// cached must not depend on its neighbours. The last bits of libtorch's products do change with the number of rows, if not with
+/// what is in the other rows.
 fn prefix_batch(device: Device, on_cpu: usize) -> usize {
     if device == Device::Cpu { on_cpu } else { 64 }
 }

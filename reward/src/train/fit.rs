@@ -29,6 +29,7 @@ use crate::{
     native::{Failure, guarded},
     run::{
         Ended, RunFolder, checkpoints,
+        deal::Deal,
         metrics::Metrics,
         order::Order,
         place::Settings,
@@ -107,7 +108,7 @@ fn run(config: &TrainConfig, resume: bool, world: &World, observer: &dyn Observe
         clip.load_trained(current)?;
     }
     clip.checkpointing = config.gradient_checkpointing;
-    let cache = open_cache(config, &source, &clip, trainable)?;
+    let cache = open_cache(config, world, &source, &clip, trainable)?;
     let decode = decode_options(config, &source.config);
     let fetcher = Fetcher::new(cache, decode, &source.config, trainable);
     let mut fit = Fit {
@@ -136,11 +137,20 @@ fn run(config: &TrainConfig, resume: bool, world: &World, observer: &dyn Observe
     Ok(ended)
 }
 
-fn open_cache(config: &TrainConfig, source: &Checkpoint, clip: &Clip, trainable: Trainable) -> Result<PrefixCache> {
+fn open_cache(
+    config: &TrainConfig,
+    world: &World,
+    source: &Checkpoint,
+    clip: &Clip,
+    trainable: Trainable,
+) -> Result<PrefixCache> {
     let gigabytes = |gigabytes: f64| (gigabytes * 1e9) as u64;
     match config.cache.as_str() {
         "off" => Ok(PrefixCache::off()),
-        "ram" => Ok(PrefixCache::ram(config.cache_gb.map_or_else(quarter_of_free_memory, gigabytes))),
+        "ram" => {
+            let free = || quarter_of_free_memory().div_euclid(world.local_size() as u64);
+            Ok(PrefixCache::ram(config.cache_gb.map_or_else(free, gigabytes)))
+        }
         folder => {
             let context = cache_context(config, source, clip.kind, trainable)?;
             PrefixCache::disk(folder.into(), context, gigabytes(config.cache_gb.unwrap_or(100.0)))
@@ -175,11 +185,11 @@ fn quarter_of_free_memory() -> u64 {
 
 /// This rank's part of the batches of a run, as the loader and the training step both take them.
 struct Batches<'a> {
-    world: &'a World,
     rows: &'a [Triplet],
     order: Order,
     size: usize,
     micro: usize,
+    deal: Deal,
 }
 
 impl Batches<'_> {
@@ -189,9 +199,8 @@ impl Batches<'_> {
 
     /// Micro-batches of step `step`: their rows, and the distinct images of those.
     fn of_step(&mut self, step: usize) -> Vec<(Vec<Triplet>, Vec<u32>)> {
-        let batch = self.order.batch(step, self.size);
-        let own = &batch[self.world.share(batch.len())];
-        let rows: Vec<Triplet> = own.iter().map(|row| self.rows[*row]).collect();
+        let own = self.deal.own(&self.order.batch(step, self.size));
+        let rows: Vec<Triplet> = own.into_iter().map(|row| self.rows[row]).collect();
         rows.chunks(self.micro).map(|rows| (rows.to_vec(), distinct_images(rows))).collect()
     }
 }
@@ -219,7 +228,9 @@ impl<'a> Fit<'a> {
         let rows = &self.training.triplets.rows;
         let size = self.config.batch_size;
         let micro = size.div_ceil(self.config.micro_batches(self.clip.device));
-        Batches { world: self.world, rows, order: Order::of_rows(rows.len(), self.config.seed), size, micro }
+        let mut order = Order::of_rows(rows.len(), self.config.seed);
+        let deal = Deal::new(self.world.rank(), self.world.size(), &mut order, size);
+        Batches { rows, order, size, micro, deal }
     }
 
     fn total_steps(&self) -> usize {

@@ -1,7 +1,7 @@
 //! The frozen prefix's activations, computed once per image and prompt and kept in RAM or on disk.
 //!
-//! An entry depends on the content alone: it is keyed by image bytes (or token ids), frozen weights and preprocessing, and
-//! is computed by itself, never as part of a batch. Over budget nothing is evicted: what came first stays.
+//! An entry depends on the content alone. It is keyed by image bytes (or token ids), frozen weights and preprocessing, and is
+//! computed by itself, never as part of a batch. Over budget nothing is evicted: what came first stays.
 
 use std::{
     collections::HashMap,

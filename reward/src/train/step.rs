@@ -77,8 +77,9 @@ impl Stepper {
     }
 
     /// A loss over the whole effective batch in the memory of one micro-batch (Gao et al., 2021, "GradCache",
-    /// <https://arxiv.org/abs/2101.06983>): embeddings without a graph, the loss's gradient at them, then each micro-batch
-    /// again with that gradient. Every rank has the embeddings of all; rank 0 alone gives the loss and the gradient of its scale.
+    /// <https://arxiv.org/abs/2101.06983>). It takes embeddings without a graph, the loss's gradient at them, then each
+    /// micro-batch again with that gradient. Every rank has the embeddings of all; rank 0 alone gives the loss and the gradient
+    /// of its scale.
     fn two_passes(&self, world: &World, encoder: &Encoder, micro_batches: &[Inputs]) -> Result<f64> {
         let parts: Vec<Embeddings> =
             micro_batches.iter().map(|inputs| tch::no_grad(|| encoder.embed(inputs))).collect();

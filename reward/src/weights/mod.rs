@@ -1,4 +1,4 @@
-//! Strict weights: a [`Checkpoint`] knows its architecture and gives every parameter by its OpenAI key, or says in one error
+//! Strict weights: a [`Checkpoint`] knows its architecture and gives every parameter by its OpenAI key. Or it says in one error
 //! which tensors are missing, unexpected or of another shape. Nothing is ever initialised and then overwritten.
 
 mod archive;
@@ -77,8 +77,8 @@ pub struct OpenOptions<'a> {
 pub const DEFAULT_MODEL: &str = "openai/clip-vit-large-patch14";
 
 impl Checkpoint {
-    /// Opens what `--checkout-path` and `--model` name: the checkpoint if there is one, with the architecture of the model
-    /// if that is named too; else the model; else [`DEFAULT_MODEL`].
+    /// Opens what `--checkout-path` and `--model` name: the checkpoint if there is one, else the model, else [`DEFAULT_MODEL`].
+    /// The checkpoint takes the architecture of the model if that is named too.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -101,8 +101,8 @@ impl Checkpoint {
         }
     }
 
-    /// Opens `random:NAME`, a Hugging Face CLIP folder (ours included), a state dict in OpenAI or open_clip layout, or a
-    /// hub id (downloaded once, then used offline). `PATH#NAME` chooses one of several models in a file by the dictionary or
+    /// Opens `random:NAME`, a Hugging Face CLIP folder (ours included), a state dict in OpenAI or open_clip layout, or a hub id.
+    /// A hub id is downloaded once, then used offline. `PATH#NAME` chooses one of several models in a file by the dictionary or
     /// the prefix of its keys.
     ///
     /// # Errors

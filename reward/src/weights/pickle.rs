@@ -1,7 +1,7 @@
 //! Pickles as inert data: names, numbers and what holds them. Nothing is imported, called or built.
 //!
-//! Every object is a place in one list and is referred to by its index, so that what is shared costs nothing, cycles do no
-//! harm, and no depth overflows the stack. A byte of the pickle makes at most one object, and their number is bounded.
+//! Every object is a place in one list and is referred to by its index. So what is shared costs nothing, cycles do no harm, and
+//! no depth overflows the stack. A byte of the pickle makes at most one object, and their number is bounded.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,7 @@
 //! Where the parts of PyTorch's zip archives are in the file. PyTorch stores them as they are, so they are read in place.
 //!
-//! Not by candle's own reader: its zip 9.8 takes the directory to end at the end record, where PyTorch has 76 bytes of
-//! 64-bit records between the two, and so refuses files whose stem has 21 letters (whose first header has 76 bytes).
+//! The reader of candle is not used: its zip 9.8 takes the directory to end at the end record. PyTorch has 76 bytes of
+//! 64-bit records between the two. So candle refuses files whose stem has 21 letters (whose first header has 76 bytes).
 
 use std::{collections::BTreeMap, ops::Range};
 

@@ -40,7 +40,6 @@ unsafe extern "C" {
         count: usize,
         input: *const C_tensor,
     ) -> c_int;
-    fn sr_broadcast(group: *mut c_void, tensor: *mut C_tensor, root: c_int) -> c_int;
 }
 
 /// Result with the first line of c10d's message.
@@ -157,12 +156,6 @@ impl Group {
         // SAFETY: a live group, and valid tensors of one shape.
         check(unsafe { sr_all_gather(self.0, pointers.as_ptr(), pointers.len(), tensor.as_ptr()) })?;
         Ok(outputs)
-    }
-
-    /// Gives every rank the tensor of rank `root`, in its place.
-    pub(super) fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<()> {
-        // SAFETY: a live group and a valid tensor.
-        check(unsafe { sr_broadcast(self.0, tensor.as_ptr().cast_mut(), root as c_int) })
     }
 }
 

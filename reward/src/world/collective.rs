@@ -1,12 +1,13 @@
 //! The world of a run, and what its ranks do together.
 
-use std::{ops::Range, time::Duration};
+use std::{cell::OnceCell, ops::Range, time::Duration};
 
 use tch::{Device, Kind, Tensor};
 
 use super::{
     c10d::{self, Group, Store, Work},
     launch::Launch,
+    nccl::{Nccl, Ring, gpu_of},
     shard::Shard,
     watch::{self, Watch},
 };
@@ -20,14 +21,17 @@ pub struct World {
     rank: usize,
     size: usize,
     local_rank: usize,
+    local_size: usize,
     others: Option<Others>,
 }
 
 struct Others {
     group: Group,
     watch: Watch,
-    /// Kept for the others, who reach it over the network.
-    _store: Store,
+    /// Where the ranks meet, also to speak of further things.
+    store: Store,
+    /// The ranks' GPUs, once tensors on them are added up; nothing where NCCL is not there for all ranks.
+    gpus: OnceCell<Option<Ring>>,
     keeps_store: bool,
 }
 
@@ -47,7 +51,7 @@ const LARGE: usize = 1 << 20;
 impl World {
     /// One process, without others.
     pub fn alone() -> Self {
-        Self { rank: 0, size: 1, local_rank: 0, others: None }
+        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, others: None }
     }
 
     /// Meets the other processes of `launch`.
@@ -55,7 +59,7 @@ impl World {
     /// # Errors
     /// Nobody says where rank 0 is, the store cannot be reached or kept, or not all ranks come in time.
     pub fn join(launch: &Launch, options: Options, observer: &dyn Observer) -> Result<Self> {
-        let Launch { rank, size, local_rank, local_size: _, address, port, store_of_launcher, attempt } = launch;
+        let Launch { rank, size, local_rank, local_size, address, port, store_of_launcher, attempt } = launch;
         let (rank, size) = (*rank, *size);
         let Some(address) = address else {
             return Err(Error::usage(format!("rank {rank} of {size} does not know where rank 0 is"))
@@ -86,8 +90,8 @@ impl World {
             Error::data(format!("rank {rank} of {size}: Gloo: {why}"))
                 .hint("GLOO_SOCKET_IFNAME names the network interface to use")
         })?;
-        let others = Others { group, watch, _store: store, keeps_store };
-        Ok(Self { rank, size, local_rank: *local_rank, others: Some(others) })
+        let others = Others { group, watch, store, gpus: OnceCell::new(), keeps_store };
+        Ok(Self { rank, size, local_rank: *local_rank, local_size: *local_size, others: Some(others) })
     }
 
     /// The number of this process, from 0. Rank 0 writes what the run leaves.
@@ -103,6 +107,11 @@ impl World {
     /// The number of this process on its machine.
     pub fn local_rank(&self) -> usize {
         self.local_rank
+    }
+
+    /// The number of processes on this machine, which share its memory.
+    pub fn local_size(&self) -> usize {
+        self.local_size
     }
 
     /// Whether this is the rank that writes and reports.
@@ -153,6 +162,16 @@ impl World {
     /// Another rank is lost.
     pub fn all_reduce(&self, tensors: &[Tensor]) -> Result<()> {
         let Some(others) = &self.others else { return Ok(()) };
+        if let Some(gpu) = gpu_of(tensors)
+            && let Some(ring) = self.gpus(others, gpu)?
+        {
+            let dense: Vec<Tensor> = tensors.iter().map(|tensor| tensor.detach().contiguous()).collect();
+            self.lost_unless(ring.all_reduce(&dense))?;
+            for (tensor, sum) in tensors.iter().zip(&dense) {
+                scatter(&[tensor], &sum.view(-1));
+            }
+            return Ok(());
+        }
         let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
         let (large, small): (Vec<&Tensor>, Vec<&Tensor>) = tensors.iter().partition(|tensor| bytes(tensor) >= LARGE);
         let mut buckets: Vec<Vec<&Tensor>> = large.into_iter().map(|tensor| vec![tensor]).collect();
@@ -173,6 +192,42 @@ impl World {
             scatter(bucket, sum);
         }
         Ok(())
+    }
+
+    /// NCCL between the GPUs of all ranks, this one's being `gpu`; nothing, for good, where a rank has no NCCL or two ranks share a
+    /// GPU, which NCCL refuses. The ranks decide together.
+    fn gpus<'a>(&self, others: &'a Others, gpu: usize) -> Result<Option<&'a Ring>> {
+        if let Some(known) = others.gpus.get() {
+            return Ok(known.as_ref());
+        }
+        let nccl = Nccl::open("libnccl.so.2");
+        let invited = nccl.as_ref().map_err(Clone::clone).and_then(|nccl| match self.leads() {
+            true => nccl.invite(&others.store),
+            false => Ok(()),
+        });
+        let mut ring = None;
+        if !self.any(invited.is_err())?
+            && let Ok(nccl) = nccl
+        {
+            ring = nccl.join(&others.store, self.rank, self.size, gpu).ok();
+            if self.any(ring.is_none())? {
+                ring = None;
+            }
+        }
+        Ok(others.gpus.get_or_init(|| ring).as_ref())
+    }
+
+    /// What carries the sums of tensors on GPUs; known after the first.
+    pub fn backend(&self) -> &'static str {
+        match self.others.as_ref().and_then(|others| others.gpus.get()) {
+            Some(Some(_)) => "NCCL",
+            _ => "Gloo",
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn store(&self) -> &Store {
+        self.others.as_ref().map(|others| &others.store).unwrap()
     }
 
     /// Sums of numbers over all ranks.
@@ -273,20 +328,6 @@ impl World {
             .collect())
     }
 
-    /// Gives every rank the tensors of rank 0, in their place.
-    ///
-    /// # Errors
-    /// Another rank is lost.
-    pub fn broadcast(&self, tensors: &[Tensor]) -> Result<()> {
-        let Some(others) = &self.others else { return Ok(()) };
-        for tensor in tensors {
-            let sent = flat(&[tensor]);
-            self.lost_unless(others.group.broadcast(&sent, 0))?;
-            scatter(&[tensor], &sent);
-        }
-        Ok(())
-    }
-
     /// Waits for all ranks.
     ///
     /// # Errors
@@ -374,4 +415,57 @@ pub fn me() -> String {
 fn host() -> String {
     fs_err::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::event::Silent;
+
+    /// Runs `body` on every rank of a world, a thread each; what they give, by rank.
+    pub(crate) fn in_threads<T: Send>(size: usize, body: impl Fn(&World) -> T + Sync) -> Vec<T> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let rank = |rank: usize| {
+            let address = Some("127.0.0.1".to_owned());
+            let (local_rank, local_size, store_of_launcher, attempt) = (rank, size, false, 0);
+            let launch = Launch { rank, size, local_rank, local_size, address, port, store_of_launcher, attempt };
+            let (silence, join) = (Duration::from_secs(20), Duration::from_secs(20));
+            let options = Options { silence, join, lost: Box::new(|_| {}) };
+            let world = World::join(&launch, options, &Silent).unwrap();
+            world.run(|world| Ok(body(world))).unwrap()
+        };
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..size).map(|number| scope.spawn(move || rank(number))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn sums_and_exchanges_are_of_all_ranks() {
+        let found = in_threads(3, |world| {
+            let rank = world.rank() as f64;
+            // One larger than a bucket, and small ones of several kinds.
+            let large = Tensor::full([1 << 19], rank, (Kind::Float, Device::Cpu));
+            let counts = Tensor::from_slice(&[world.rank() as i64, 7]);
+            let doubles = Tensor::from_slice(&[rank, 0.5]);
+            let turned = Tensor::from_slice(&[rank, 10.0, 20.0, 30.0]).view([2, 2]).tr();
+            world.all_reduce(&[&large, &counts, &doubles, &turned].map(Tensor::shallow_clone)).unwrap();
+            assert!(large.eq(3.0).all().int64_value(&[]) == 1);
+            assert_eq!(Vec::<i64>::try_from(&counts).unwrap(), [3, 21]);
+            assert_eq!(Vec::<f64>::try_from(&doubles).unwrap(), [3.0, 1.5]);
+            assert_eq!(Vec::<Vec<f64>>::try_from(&turned).unwrap(), [[3.0, 60.0], [30.0, 90.0]]);
+            assert_eq!(world.sum([rank, 1.0]).unwrap(), [3.0, 3.0]);
+            assert!(world.any(world.rank() == 2).unwrap() && !world.any(false).unwrap());
+            assert_eq!(world.numbers(&vec![rank; world.rank()]).unwrap(), [1.0, 2.0, 2.0]);
+            assert_eq!(world.gather_bytes(&[world.rank() as u8; 2]).unwrap(), [[0, 0], [1, 1], [2, 2]]);
+            let rows = Tensor::full([world.rank() as i64, 2], rank, (Kind::Float, Device::Cpu));
+            let own = if world.rank() == 0 { Vec::new() } else { vec![rows] };
+            let all = world.all_rows(&own).unwrap().unwrap();
+            assert_eq!(Vec::<Vec<f64>>::try_from(&all).unwrap(), [[1.0; 2], [2.0; 2], [2.0; 2]]);
+            world.share(8)
+        });
+        assert_eq!(found, [0..3, 3..6, 6..8]);
+    }
 }

@@ -29,7 +29,7 @@ pub struct Launch {
 impl Launch {
     /// What the variables of a launcher say; `None` if none was used, or for a single process.
     ///
-    /// `RANK` and `WORLD_SIZE` come first (torchrun, accelerate, Kubernetes' PyTorchJob), then Open MPI's, then Slurm's, which
+    /// `RANK` and `WORLD_SIZE` come first (torchrun, accelerate, Kubernetes' PyTorchJob), then Open MPI's, then Slurm's. Slurm's
     /// count within `srun` only: a batch script that is not run by `srun` is one process, whatever its job has.
     ///
     /// # Errors

@@ -5,9 +5,13 @@ mod c10d;
 #[cfg(feature = "torch")]
 mod collective;
 pub mod launch;
+#[cfg(feature = "torch")]
+mod nccl;
 pub mod shard;
 #[cfg(feature = "torch")]
 mod watch;
 
+#[cfg(all(test, feature = "torch"))]
+pub(crate) use collective::tests;
 #[cfg(feature = "torch")]
 pub use collective::{Options, World, me};

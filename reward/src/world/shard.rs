@@ -30,8 +30,8 @@ impl Shard {
         things.min(batches.start * at_once)..things.min(batches.end * at_once)
     }
 
-    /// What `text` says: `I/N`, `auto/N` with the number of this task of a Slurm array or of an indexed Kubernetes job, or `auto`,
-    /// where a Slurm array says how many there are too.
+    /// What `text` says: `I/N`, `auto/N` or `auto`. `auto/N` takes the number of this task of a Slurm array or of an indexed
+    /// Kubernetes job. `auto` takes the number and N from a Slurm array.
     ///
     /// # Errors
     /// In words, what is wrong.

@@ -1,8 +1,8 @@
 //! The watch over the other ranks: a rank that has died, stands still or failed ends all others within a time limit, by its name.
 //!
-//! Every rank counts a beat up in the store each second, from a thread of its own, since a step or a roll-out may take minutes.
-//! Rank 0 looks at all beats, the others at rank 0's, so that the store's work grows with the number of ranks only. What one finds
-//! is written to the store, where all look for it.
+//! Every rank counts a beat up in the store each second, from a thread of its own, as a step or roll-out may take minutes. Rank 0
+//! looks at all beats, the others at rank 0's, so that the store's work grows with the number of ranks only. What one finds is
+//! written to the store, where all look for it.
 
 use std::{
     sync::{

@@ -15,12 +15,18 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
     let config: GenerateConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
     check_outputs(&config)?;
-    commands::device(Some(config.device), config.threads);
+    let (shard, local_rank) = commands::shard(config.shard)?;
+    let device = commands::device(Some(config.device), config.threads).of_rank(local_rank);
+    let config = GenerateConfig { shard: Some(shard), device, ..config };
     let (stop, progress) = (signals::listen()?, Progress::new());
     match generate(&config, &progress, &stop)? {
         Ended::Finished { table, images } => {
             progress.line(&format!("done: {images} image(s)"));
             commands::print(&table.display().to_string())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Ended::Part { images } => {
+            progress.line(&format!("part {shard} is done: {images} image(s); the last part to end writes the table"));
             Ok(ExitCode::SUCCESS)
         }
         Ended::Interrupted { done, images } => {

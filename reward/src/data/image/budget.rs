@@ -6,8 +6,8 @@ use std::{
     sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-/// Bytes that decoding and preprocessing take for a pixel at most: the picture, its rows under way (of a progressive JPEG:
-/// all coefficients), and a copy with its colours weighed by alpha in 16 bit.
+/// Bytes that decoding and preprocessing take for a pixel at most. They are the picture, its rows under way (of a progressive
+/// JPEG: all coefficients), and a 16-bit copy with its colours weighed by alpha.
 pub(super) const BYTES_PER_PIXEL: u64 = 16;
 
 /// Half of the memory this process may take when the first picture is decoded.

@@ -1,7 +1,7 @@
 //! GIF: the first frame on the canvas that Pillow gives it.
 //!
-//! Reference: `PIL/GifImagePlugin.py`. The canvas is the screen, or larger where the frame is; what the frame leaves free
-//! has the transparent colour, else colour 0 (and not the background's).
+//! Reference: `PIL/GifImagePlugin.py`. The canvas is the screen, or larger where the frame is. What the frame leaves free has the
+//! transparent colour, else colour 0 (and not the background's).
 
 use std::{io::Cursor, num::NonZeroU64};
 

@@ -160,8 +160,8 @@ impl Essence {
 
     /// The file with the rows it lacks set to 0.
     ///
-    /// `png` keeps back the last 32 KiB before an early end, so the rows are unpacked here, as far as they go, and packed
-    /// again for it.
+    /// `png` keeps back the last 32 KiB before an early end. So the rows are unpacked here, as far as they go, and packed again
+    /// for it.
     fn completed(&self) -> Result<Vec<u8>, String> {
         if self.packed.is_empty() {
             return Err("it ends before its first pixel".to_owned());
@@ -199,8 +199,8 @@ impl Essence {
     }
 }
 
-/// How many rows there are of which length in bytes, with the filter byte, in the order of the file: of an interlaced
-/// picture, pass after pass.
+/// How many rows there are of which length in bytes, with the filter byte, in the order of the file. An interlaced
+/// picture has them pass after pass.
 fn row_lengths(header: &Info<'_>) -> Vec<(u32, usize)> {
     /// Left, top, step across, step down (PNG specification, section 8.2).
     const ADAM7: [[u32; 4]; 7] =

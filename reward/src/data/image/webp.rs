@@ -30,8 +30,8 @@ fn open(bytes: &[u8]) -> Result<WebPDecoder<Cursor<&[u8]>>, String> {
     WebPDecoder::new(Cursor::new(bytes)).map_err(|error| error.to_string())
 }
 
-/// The file with what libwebp does not believe put right: whether a still picture has alpha is known from its pixels, and
-/// a first frame has nothing to be blended with.
+/// The file with what libwebp does not believe put right. Whether a still picture has alpha is known from its pixels, and a first
+/// frame has nothing to be blended with.
 fn as_libwebp_takes_it(bytes: &[u8]) -> Cow<'_, [u8]> {
     const FIRST_CHUNK: usize = 12;
     const FLAGS: usize = 20;
