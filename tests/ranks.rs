@@ -125,14 +125,15 @@ fn children(process: u32) -> Vec<u32> {
 /// PyTorch's own launcher, which CI installs and names by `TORCHRUN`.
 #[test]
 fn torchrun_starts_ranks_and_starts_them_again() {
-    let Ok(torchrun) = std::env::var("TORCHRUN") else {
+    let Some(torchrun) = std::env::var("TORCHRUN").ok().filter(|path| std::path::Path::new(path).exists()) else {
         eprintln!("skipped: TORCHRUN does not name a torchrun (pip install torch)");
         return;
     };
     let work = Workspace::new();
     let command = |run: &str| {
         format!(
-            "{TRAIN} --training-mode all --n-epochs 25 --checkpoint-every 5 --keep-checkpoints 99 --resume --save-folder {run}"
+            "{TRAIN} --training-mode all --n-epochs 25 --checkpoint-every 5 --keep-checkpoints 99 --rank-timeout 4 --resume \
+             --save-folder {run}"
         )
     };
     work.run(&command("alone")).succeeds();
@@ -146,7 +147,7 @@ fn torchrun_starts_ranks_and_starts_them_again() {
     assert_eq!(ranks.len(), 2);
     let killed = std::process::Command::new("kill").args(["-KILL", &ranks[1].to_string()]).status().unwrap();
     assert!(killed.success());
-    launched.wait().succeeds();
+    launched.wait().exits(0).says("rank 1").says("has not answered for 4 s").says("from step 11");
     close(&work.losses("torchrun"), &work.losses("alone"), 1e-5, "two ranks of torchrun, one of them killed");
 }
 
@@ -226,6 +227,24 @@ fn a_rank_that_fails_tells_the_others_why() {
         }
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     }
+}
+
+#[test]
+fn a_rank_without_memory_tells_the_others() {
+    let work = Workspace::new();
+    work.write("p.txt", "a red fox\nan owl\n");
+    let command = "diffusion finetune --model random:sd-tiny --device cpu --algorithm draft-k --reward random:tiny --prompts p.txt \
+                   --height 512 --width 512 --sample-steps 2 --batch-size 2 --train-steps 2 --reward-scale raw --output run";
+    let port = free_port();
+    let rank = |rank: usize, limit: &str| {
+        let place = format!("RANK={rank} WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={port}");
+        work.start_after(&format!("{limit} {place}"), command)
+    };
+    // In kilobytes: enough to load the models, and not for a step.
+    let ranks = [rank(0, ""), rank(1, "ulimit -v 1300000;")];
+    let ended = ranks.map(crate::support::harness::Running::wait);
+    ended[0].fails(1, &["rank 1", "failed", "out of memory"]).hints("--resume");
+    ended[1].fails(1, &["out of memory", "you tried to allocate"]).hints("gradient_checkpointing");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
 use crate::{
     diffusion::generate::TINY,
     ranks::all_succeed,
@@ -23,6 +25,23 @@ fn files(work: &Workspace, folder: &str) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
+/// Whether two documents say the same but for the last bits of embeddings, which depend on the batch.
+fn within(found: &Value, wanted: &Value) -> bool {
+    match (found, wanted) {
+        (Value::Number(found), Value::Number(wanted)) => {
+            let (found, wanted) = (found.as_f64().unwrap(), wanted.as_f64().unwrap());
+            (found - wanted).abs() <= 1e-5 * wanted.abs().max(0.1)
+        }
+        (Value::Object(found), Value::Object(wanted)) => {
+            found.len() == wanted.len() && wanted.iter().all(|(key, value)| within(&found[key], value))
+        }
+        (Value::Array(found), Value::Array(wanted)) => {
+            found.len() == wanted.len() && found.iter().zip(wanted).all(|(found, wanted)| within(found, wanted))
+        }
+        _ => found == wanted,
+    }
+}
+
 /// Makes ten images in `folder` with the flags `more`.
 fn generate(folder: &str, more: &str) -> String {
     format!("{TINY} --prompts p.txt --images-per-prompt 5 --batch-size 2 --contact-sheet {more} --output {folder}")
@@ -38,26 +57,31 @@ fn workspace() -> Workspace {
 fn images_are_made_by_parts() {
     let work = workspace();
     work.run(&generate("whole", "--save-final-latents whole.safetensors")).succeeds();
-    let alike = |folder: &str| {
+    let alike = |folder: &str, more: &str| {
         assert_eq!(files(&work, &format!("{folder}/images")), files(&work, "whole/images"), "{folder}");
         for name in ["images.parquet", "contact-sheet.png"] {
             assert_eq!(work.bytes(&format!("{folder}/{name}")), work.bytes(&format!("whole/{name}")), "{folder}");
         }
-        assert!(work.run(&generate(folder, "")).succeeds().says("done: 10 image(s)").stdout.contains("images.parquet"));
+        assert!(
+            work.run(&generate(folder, more)).succeeds().says("done: 10 image(s)").stdout.contains("images.parquet")
+        );
     };
     let part =
         |shard: &str| work.run(&generate("parts", &format!("--shard {shard} --save-final-latents parts.safetensors")));
     part("1/3").succeeds().says("part 1/3 is done: 4 image(s)").check(!work.path("parts/images.parquet").exists(), "");
     assert_eq!(files(&work, "parts/images").len(), 4);
     part("0/3").succeeds().says("part 0/3 is done: 4 image(s)");
-    fs_err::remove_file(work.path("parts/images/00000-4.png")).unwrap();
+    // A batch, as the last bits of latents depend on it.
+    for name in ["00000-4", "00001-0"] {
+        fs_err::remove_file(work.path(&format!("parts/images/{name}.png"))).unwrap();
+    }
     part("2/3").succeeds().says("part 2/3 is done: 2 image(s)");
-    part("1/3").succeeds().says("3 of 4 images are there already").says("done: 10 image(s)");
-    assert_eq!(work.bytes("parts.safetensors"), work.bytes("whole.safetensors"));
-    alike("parts");
+    part("1/3").succeeds().says("2 of 4 images are there already").says("done: 10 image(s)");
+    assert!(work.bytes("parts.safetensors") == work.bytes("whole.safetensors"));
+    alike("parts", "--save-final-latents parts.safetensors");
     let ranks = work.run_ranks(3, &generate("ranks", ""));
     all_succeed(&ranks);
-    alike("ranks");
+    alike("ranks", "");
     part("3/3").fails(2, &["--shard", "3/3"]);
     work.run(&generate("parts", "--seed 1 --shard 0/3")).fails(2, &["another run", "seed"]);
 }
@@ -65,21 +89,20 @@ fn images_are_made_by_parts() {
 #[test]
 fn images_are_judged_by_parts() {
     let work = workspace();
-    for (folder, seed) in [("base", 0), ("tuned", 9)] {
-        work.run(&generate(folder, &format!("--seed {seed}"))).succeeds();
+    for (folder, scale) in [("base", 1), ("tuned", 3)] {
+        work.run(&generate(folder, &format!("--guidance-scale {scale}"))).succeeds();
     }
     let evaluate = |output: &str, more: &str| {
         format!("evaluate --images tuned --baseline base {METRICS} --output {output} --report {output}.html {more}")
     };
-    let whole = work.run(&evaluate("whole", "")).succeeds().stdout.clone();
+    let whole = work.run(&evaluate("whole", "")).succeeds().json();
     let alike = |last: &Finished, folder: &str| {
-        last.succeeds().check(last.stdout == whole, "what one process says");
+        last.succeeds().check(within(&last.json(), &whole), "what one process says");
         let names: Vec<String> = files(&work, folder).into_keys().collect();
         assert_eq!(names, ["scores.parquet", "set-distances.json"]);
         assert!(!work.path(&format!("{folder}/scores.parquet.parts")).exists());
         assert!(work.path(&format!("{folder}.html")).exists());
         work.run(&evaluate(folder, "")).succeeds().says(", 0 of them new");
-        assert_eq!(work.bytes(&format!("{folder}/scores.parquet")), work.bytes("whole/scores.parquet"));
     };
     let part = |shard: &str| work.run(&evaluate("parts", &format!("--shard {shard}")));
     for shard in ["2/3", "0/3"] {

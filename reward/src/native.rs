@@ -84,7 +84,19 @@ pub fn guarded<T>(body: impl FnOnce() -> T) -> Result<T, Failure> {
 /// The first line of a panic's message.
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("unknown failure").lines().next().unwrap_or_default().to_owned()
+    said(text.unwrap_or("unknown failure")).to_owned()
+}
+
+/// What libtorch says in the message of a panic, without the call that failed, the place in its code and the stack.
+fn said(text: &str) -> &str {
+    let text = text.split_once("value: Torch(\"").map_or(text, |(_, inside)| inside.trim_end_matches("\")"));
+    let line = text.lines().next().unwrap_or_default();
+    // Within a quoted message the end of a line is spelled out.
+    let line = line.split("\\n").next().unwrap_or_default();
+    match line.strip_prefix("[enforce fail at ").and_then(|rest| rest.split_once(". ")) {
+        Some((_, what)) => what,
+        None => line,
+    }
 }
 
 fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_tensor> {
@@ -296,6 +308,23 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
+
+    #[test]
+    fn what_libtorch_says_is_told_in_one_line() {
+        let Err(Failure::OutOfMemory(text)) = guarded(|| Tensor::zeros([1 << 60], (Kind::Float, Device::Cpu))) else {
+            panic!("an exabyte was there")
+        };
+        assert!(text.contains("tried to allocate") && !text.contains("enforce") && !text.contains("frame"), "{text}");
+        let Err(Failure::Libtorch(text)) =
+            guarded(|| Tensor::from_slice(&[1.0]).matmul(&Tensor::from_slice(&[1.0, 2.0])))
+        else {
+            panic!("shapes fit")
+        };
+        assert_eq!(
+            text,
+            "inconsistent tensor size, expected tensor [1] and src [2] to have the same number of elements, but got 1 and 2 elements respectively"
+        );
+    }
 
     fn weight_gradient(checkpointed: bool, input_requires_grad: bool) -> (Vec<f32>, bool) {
         let weight = Tensor::from_slice(&[0.5_f32, -1.0, 2.0, 0.25]).view([2, 2]).set_requires_grad(true);

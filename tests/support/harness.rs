@@ -61,6 +61,12 @@ impl Workspace {
         finish(start(arguments, self.0.path(), setup), format!("{setup} {arguments}"), self.0.path().to_owned())
     }
 
+    /// Starts it in a shell that did `setup` before.
+    pub(crate) fn start_after(&self, setup: &str, arguments: &str) -> Running {
+        let child = start(arguments, self.0.path(), setup);
+        Running { child, arguments: format!("{setup} {arguments}"), folder: self.0.path().to_owned() }
+    }
+
     /// Starts it and waits until `name` is there.
     pub(crate) fn start_until(&self, arguments: &str, name: &str) -> Running {
         self.start_until_after("", arguments, name)
@@ -86,8 +92,7 @@ impl Workspace {
         let port = free_port();
         let start_rank = |(rank, arguments): (usize, &&str)| {
             let setup = format!("RANK={rank} WORLD_SIZE={} MASTER_ADDR=127.0.0.1 MASTER_PORT={port}", ranks.len());
-            let child = start(arguments, self.0.path(), &setup);
-            Running { child, arguments: format!("{setup} {arguments}"), folder: self.0.path().to_owned() }
+            self.start_after(&setup, arguments)
         };
         ranks.iter().enumerate().map(start_rank).collect()
     }

@@ -61,7 +61,10 @@ impl Watch {
         let tell = move |why: String| {
             // The first to find something tells it; who comes second waits for the end of the process here.
             let Ok(lost) = lost.lock() else { return };
-            lost(&Error::data(why).hint("the last checkpoint is good: the same command with --resume goes on from it"));
+            lost(
+                &Error::data(why)
+                    .hint("where a checkpoint was written, the same command with --resume goes on from it"),
+            );
         };
         let told = tell.clone();
         let looks = thread::spawn(move || {
