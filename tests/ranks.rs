@@ -313,7 +313,7 @@ fn tunes_alike(steps: usize, within: f64, sizes_of: impl Fn(&'static [usize]) ->
             ["loss", "grad_norm", "reward_mean", "reward_std"]
                 .map(figures)
                 .into_iter()
-                .chain(["held_out_reward", "held_out_loss", "diversity", "edge_density"].map(held_out))
+                .chain(["held_out_reward", "held_out_loss", "diversity", "contrast"].map(held_out))
                 .collect::<Vec<_>>()
         };
         let wanted = run(1);

@@ -120,7 +120,9 @@ impl Algorithm for PolicyGradient {
             (trajectory, latents)
         })?;
         let rolled: Vec<f64> = parts.iter().map(|part| part.log_probabilities.size()[0] as f64).collect();
-        let rolled = scene.micro_batches.world().numbers(&rolled)?.into_iter().map(|images| images as usize).collect();
+        let rolled = scene.micro_batches.world().numbers(&rolled)?;
+        let places = |images: f64| (0..images as usize).map(move |row| (row, images as usize));
+        let rolled = rolled.into_iter().flat_map(places).collect();
         let trajectory = Trajectory::cat(scene.micro_batches.world(), &parts)?;
         let steps = self.steps(&trajectory.deviations, scene, number);
         let (advantages, kept, even) = self.judge(scene, &scores);
@@ -181,8 +183,8 @@ pub struct PolicyRound<'a> {
     pub policy: &'a Policy<'a>,
     /// All images of the round.
     pub trajectory: Trajectory,
-    /// Images of each call that rolled out.
-    pub rolled: Vec<usize>,
+    /// The row of each image in the call that rolled it out, and how many rows that call had.
+    pub rolled: Vec<(usize, usize)>,
     /// The prompt of each image.
     pub prompts: Conditioning,
     /// Steps that train.
@@ -268,10 +270,14 @@ impl PolicyRound<'_> {
         Ok(all.view([count as i64, -1]).transpose(0, 1).contiguous())
     }
 
-    /// Before the first update every ratio is 1: exactly, where as many images go through at a time as rolled out.
-    fn check_ratio(&self, error: f64, items: usize) -> Result<()> {
-        let same_shape = self.rolled.iter().all(|images| *images == items);
-        let most = if same_shape { 0.0 } else { self.method.settings.clip_range / 10.0 };
+    /// Before the first update every ratio is 1: exactly, where each pair of an image and a step is the row of a call that it was
+    /// in the roll-out.
+    fn check_ratio(&self, error: f64, pairs: &[(usize, usize)]) -> Result<()> {
+        let same_call = pairs
+            .iter()
+            .enumerate()
+            .all(|(row, (step, image))| self.rolled[*image] == (row, pairs.len()) && *step == pairs[0].0);
+        let most = if same_call { 0.0 } else { self.method.settings.clip_range / 10.0 };
         if error <= most {
             return Ok(());
         }
@@ -290,7 +296,6 @@ impl Round for PolicyRound<'_> {
     }
 
     fn loss(&self, update: usize, items: Range<usize>) -> Result<Loss> {
-        let count = items.len();
         let pairs = Self::pairs(&self.updates[update], &self.steps, items);
         let anchor = Some(self.method.anchor).filter(|anchor| anchor.factor() > 0.0);
         let Again { log_probabilities, distances } = self.look_again(&pairs, anchor);
@@ -308,7 +313,7 @@ impl Round for PolicyRound<'_> {
         let apart = (ratio - 1.0).abs();
         let error = number(apart.max());
         if update == 0 {
-            self.check_ratio(error, count)?;
+            self.check_ratio(error, &pairs)?;
         }
         Ok(Loss::new(loss).with(vec![
             ("approx_kl", 0.5 * number(surprise.square().mean(Kind::Float))),

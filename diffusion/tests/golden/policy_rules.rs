@@ -79,7 +79,7 @@ fn policy_gradient(golden: &Golden, policy: &Policy, case: &Value) -> Tensor {
             log_probabilities: stored("log_probabilities"),
             deviations: vec![1.0; 5],
         },
-        rolled: vec![4],
+        rolled: (0..4).map(|row| (row, 4)).collect(),
         prompts: golden.fixture.torch("context").into(),
         steps,
         // The policy has moved on since the roll-out, as it has in every update but the first.
