@@ -1,5 +1,5 @@
 # What README names. Nothing has to be exported: setup gets what is missing, scripts/features picks cargo's features.
-.PHONY: help setup build demo test figures figures-all fuzz check bench
+.PHONY: help setup build demo build-tests test figures figures-all fuzz check bench
 .DEFAULT_GOAL := help
 
 export PATH := $(CURDIR)/.tools/cmake/data/bin:$(PATH)
@@ -18,8 +18,10 @@ build: setup ## the program: target/release/social-reward
 demo: build ## the whole pipeline on generated data, on a CPU
 	target/release/social-reward demo
 
-test: setup ## all tests
+build-tests: setup
 	scripts/phase "build tests" cargo test --workspace --locked $(features) --no-run
+
+test: build-tests ## all tests
 	scripts/phase tests cargo test --workspace --locked $(features)
 
 figures: setup ## the longer test: a whole demo on one seed, a quarter of an hour

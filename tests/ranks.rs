@@ -125,8 +125,8 @@ fn children(process: u32) -> Vec<u32> {
 /// PyTorch's own launcher, which CI installs and names by `TORCHRUN`.
 #[test]
 fn torchrun_starts_ranks_and_starts_them_again() {
-    let Some(torchrun) = std::env::var("TORCHRUN").ok().filter(|path| std::path::Path::new(path).exists()) else {
-        eprintln!("skipped: TORCHRUN does not name a torchrun (pip install torch)");
+    let Ok(torchrun) = std::env::var("TORCHRUN") else {
+        eprintln!("skipped: TORCHRUN does not name a torchrun (scripts/setup-torchrun brings one)");
         return;
     };
     let work = Workspace::new();
@@ -289,11 +289,11 @@ fn tunes_alike(steps: usize, within: f64, sizes_of: impl Fn(&'static [usize]) ->
         ("refl", by_reward.to_owned(), &[2]),
         ("ddpo", format!("{by_reward} --buffer-min-count 2 --minibatches 2"), &[2, 3]),
         ("grpo", format!("{grouped} --kl 0.1 --clip-range 1e-2"), &[2]),
-        ("nft", grouped.clone(), &[2, 3]),
+        ("nft", grouped.clone(), &[2]),
         ("rwr", by_reward.to_owned(), &[2]),
         ("best-of-n", grouped.clone(), &[2]),
-        ("dpo", triplets.to_owned(), &[2, 3]),
-        ("kto", "--labels likes.csv --beta 10 --held-out-images 2".to_owned(), &[2, 3]),
+        ("dpo", triplets.to_owned(), &[2]),
+        ("kto", "--labels likes.csv --beta 10 --held-out-images 2".to_owned(), &[2]),
         ("denoising", "--images likes.csv --held-out-images 2".to_owned(), &[2]),
     ] {
         let run = |size: usize| {

@@ -154,8 +154,7 @@ fn ranks(arguments: &DoctorArgs) -> anyhow::Result<Option<Ranks>> {
     let measured = crate::together::together(&arguments.world, |world, _| {
         // Between GPUs where all ranks have one, as the gradients of a training.
         let device = DeviceName::Auto.resolve(launch.local_rank)?;
-        let on_gpus = world.sum([f64::from(u8::from(device.is_cuda()))])? == [world.size() as f64];
-        let device = if on_gpus { device } else { Device::Cpu };
+        world.compute_on(device)?;
         let seconds = |values: i64| -> reward::Result<f64> {
             let tensor = Tensor::ones([values], (Kind::Float, device));
             let mut times = Vec::new();

@@ -47,10 +47,21 @@ pub(crate) fn run(arguments: &EvaluateArgs) -> Result<ExitCode> {
     let device = commands::device(settings.compute.device, settings.compute.threads).of_rank(local_rank);
     let (options, table) = (Options { device, ..options }, folder.join("scores.parquet"));
     let mut all_parts = None;
-    if shard.count > 1 {
-        let mut store = Store::open_part(&table, shard)?;
+    if shard.count > 1 && options.image_by_image().next().is_none() {
+        if settings.shard.shard.is_some() {
+            return Err(Error::usage(format!("--shard {shard}: there is nothing to share"))
+                .hint("diversity and distances of sets need all images at once: leave --shard out")
+                .into());
+        }
+        if shard.index > 0 {
+            progress.line("all that is asked needs all images at once: rank 0 does it alone");
+            return Ok(ExitCode::SUCCESS);
+        }
+    } else if shard.count > 1 {
+        let identity = options.identity(&sets);
+        let mut store = Store::open_part(&table, shard, &identity)?;
         let computed = evaluate_part(&sets, shard, &options, &mut store, &progress, &stop)?;
-        all_parts = store.finish_part(shard.count)?;
+        all_parts = store.finish_part(shard.count, &identity)?;
         progress.line(&format!("part {shard} is scored, {computed} scores of it new"));
         if all_parts.is_none() {
             progress.line("the last part to end shows what was found; without --shard, so does one process");

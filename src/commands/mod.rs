@@ -92,18 +92,18 @@ impl ImageArgs {
         }
     }
 
-    pub(crate) fn on_bad_image(&self) -> Result<OnBadImage> {
+    pub(crate) fn on_bad_image(&self) -> reward::Result<OnBadImage> {
         match self.on_bad_image.as_deref() {
             None | Some("stop") => Ok(OnBadImage::Stop),
             Some("skip") => Ok(OnBadImage::Skip),
-            Some(other) => Err(Error::usage(format!("on_bad_image `{other}`: want stop or skip")).into()),
+            Some(other) => Err(Error::usage(format!("on_bad_image `{other}`: want stop or skip"))),
         }
     }
 
-    pub(crate) fn embed_options(&self, batch_size: Option<usize>, clip: &ClipConfig) -> Result<EmbedOptions> {
+    pub(crate) fn embed_options(&self, batch_size: Option<usize>, clip: &ClipConfig) -> reward::Result<EmbedOptions> {
         let batch_size = batch_size.unwrap_or(32);
         if batch_size == 0 {
-            return Err(Error::usage("batch_size = 0: want at least 1").into());
+            return Err(Error::usage("batch_size = 0: want at least 1"));
         }
         let fast_for = self.fast_decode.unwrap_or(false).then_some(clip.image_size as u32);
         let decode = DecodeOptions { fast_for, ..self.decode_options() };

@@ -79,7 +79,8 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<ExitCode> {
     let scored = rows.score(|| engine(&checkpoint, device), shard, &options, parts.as_mut(), &progress, &stop)?;
     let Some(scores) = scored else {
         let folder = parts.map_or(String::new(), |parts| parts.folder().display().to_string());
-        progress.line(&format!("part {shard} is scored, in {folder}; the last part to end writes the table"));
+        progress.line(&format!("part {shard} is scored, in {folder}"));
+        progress.line("the last part to end writes the table; without --shard, one process scores what is left");
         return Ok(ExitCode::SUCCESS);
     };
 

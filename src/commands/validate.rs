@@ -7,11 +7,14 @@ use anyhow::Result;
 use reward::run::together::same_settings;
 use reward::{
     Error,
-    clip::tokenizer::{Tokenizer, Tokens},
+    clip::{
+        config::ClipConfig,
+        tokenizer::{Tokenizer, Tokens},
+    },
     data::triplets::{ReadOptions, Triplets},
     engine::{EmbedOptions, embed_part, engine},
     statistics::{pairwise::Validation, table::Table},
-    weights::Checkpoint,
+    weights::{Checkpoint, OpenOptions},
     world::shard::Shard,
 };
 
@@ -26,15 +29,15 @@ pub(crate) fn run(arguments: &ValidateArgs) -> Result<ExitCode> {
             .hint("social-reward reward validate V.parquet --checkout-path CKPT")
             .into());
     }
-    let (model, checkpoint_path) = (settings.model.as_deref(), settings.checkout_path.as_deref());
-    let checkpoint = Checkpoint::open_base(checkpoint_path, model, settings.common.open_options()?)?;
-    let options = settings.images.embed_options(settings.batch_size, &checkpoint.config)?;
-    let read = ReadOptions { image_root: settings.images.image_root.clone(), slice_by: settings.slice_by.clone() };
-    let triplets = Triplets::read(&settings.validation_file, &read)?;
-    let run = Run { settings: &settings, checkpoint: &checkpoint, triplets: &triplets, options: &options };
-    let validation = run.dealt(arguments)?;
-    // The other ranks have found the same.
-    if let Some(validation) = validation {
+    let stop = signals::listen()?;
+    let run = Run {
+        settings: &settings,
+        open: settings.common.open_options()?,
+        options: &|config| settings.images.embed_options(settings.batch_size, config),
+        stop: &stop,
+    };
+    // Rank 0 of several, which have found the same.
+    if let Some(validation) = run.dealt(arguments)? {
         let text = if arguments.json { serde_json::to_string_pretty(&validation)? } else { as_text(&validation) };
         commands::print(&text)?;
     }
@@ -44,9 +47,9 @@ pub(crate) fn run(arguments: &ValidateArgs) -> Result<ExitCode> {
 /// What is validated, and how.
 struct Run<'a> {
     settings: &'a ValidateArgs,
-    checkpoint: &'a Checkpoint,
-    triplets: &'a Triplets,
-    options: &'a EmbedOptions,
+    open: OpenOptions<'a>,
+    options: &'a dyn Fn(&ClipConfig) -> reward::Result<EmbedOptions>,
+    stop: &'a AtomicBool,
 }
 
 impl Run<'_> {
@@ -63,13 +66,14 @@ impl Run<'_> {
             pairs: usize,
         }
 
-        let stop = signals::listen()?;
         let (validation, progress) = together(&arguments.world, |world, progress| {
-            let Triplets { images, prompts, rows, .. } = self.triplets;
-            let (images, prompts, pairs) = (images.len(), prompts.len(), rows.len());
+            let checkpoint = world.first_here(|| self.checkpoint())?;
+            let triplets = self.triplets()?;
+            let (images, prompts, pairs) = (triplets.images.len(), triplets.prompts.len(), triplets.rows.len());
             same_settings(world, &Seen { settings: self.settings, images, prompts, pairs })?;
             let shard = Shard { index: world.rank(), count: world.size() };
-            self.validation(shard, world.local_rank(), |table| table.of_all_ranks(world), progress, &stop)
+            let join = |table: &mut Table| table.of_all_ranks(world);
+            self.validation(&checkpoint, &triplets, (shard, world.local_rank()), join, progress)
         })?;
         Ok(Some(validation).filter(|_| progress.leads()))
     }
@@ -81,28 +85,45 @@ impl Run<'_> {
             let error = Error::usage("the portable build validates in one process, and a launcher has started several");
             return Err(error.hint("start one; or build with default features (`make setup`)").into());
         }
-        Ok(Some(self.validation(Shard::WHOLE, 0, |_| Ok(()), &Progress::new(), &*signals::listen()?)?))
+        let (checkpoint, triplets) = (self.checkpoint()?, self.triplets()?);
+        let whole = (Shard::WHOLE, 0);
+        Ok(Some(self.validation(&checkpoint, &triplets, whole, |_| Ok(()), &Progress::new())?))
     }
 
-    /// The figures, where this process embeds `shard` of the images and prompts and `join` brings what the others have.
+    fn checkpoint(&self) -> reward::Result<Checkpoint> {
+        let ValidateArgs { checkout_path, model, .. } = self.settings;
+        let checkpoint = Checkpoint::open_base(checkout_path.as_deref(), model.as_deref(), self.open)?;
+        // Bad settings of images before the data is read.
+        (self.options)(&checkpoint.config)?;
+        Ok(checkpoint)
+    }
+
+    fn triplets(&self) -> reward::Result<Triplets> {
+        let ValidateArgs { validation_file, images, slice_by, .. } = self.settings;
+        let read = ReadOptions { image_root: images.image_root.clone(), slice_by: slice_by.clone() };
+        Triplets::read(validation_file, &read)
+    }
+
+    /// The figures, where this process embeds its shard of the images and prompts, on the device of its number on its machine, and
+    /// `join` brings what the others have.
     fn validation(
         &self,
-        shard: Shard,
-        local_rank: usize,
+        checkpoint: &Checkpoint,
+        triplets: &Triplets,
+        (shard, local_rank): (Shard, usize),
         join: impl FnOnce(&mut Table) -> reward::Result<()>,
         progress: &Progress,
-        stop: &AtomicBool,
     ) -> reward::Result<Validation> {
-        let Self { settings, checkpoint, triplets, options } = self;
         checkpoint.announce(progress);
         let context = checkpoint.config.context_length;
         let tokens: Vec<Tokens> =
             triplets.prompts.iter().map(|prompt| Tokenizer::openai().encode(prompt, context)).collect();
         commands::warn_of_cut_prompts(&tokens, progress);
-        let compute = &settings.common.compute;
+        let compute = &self.settings.common.compute;
         let device = commands::device(compute.device, compute.threads).of_rank(local_rank);
         let engine = engine(checkpoint, device)?;
-        let mut table = embed_part(&*engine, &triplets.images, &tokens, shard, options, progress, stop)?;
+        let options = (self.options)(&checkpoint.config)?;
+        let mut table = embed_part(&*engine, &triplets.images, &tokens, shard, &options, progress, self.stop)?;
         join(&mut table)?;
         table.validation(triplets, &tokens, compute.seed.unwrap_or(0))
     }

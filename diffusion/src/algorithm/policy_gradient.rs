@@ -122,7 +122,10 @@ impl Algorithm for PolicyGradient {
         let rolled: Vec<f64> = parts.iter().map(|part| part.log_probabilities.size()[0] as f64).collect();
         let rolled = scene.micro_batches.world().numbers(&rolled)?;
         let places = |images: f64| (0..images as usize).map(move |row| (row, images as usize));
-        let rolled = rolled.into_iter().flat_map(places).collect();
+        let mut rolled: Vec<(usize, usize)> = rolled.into_iter().flat_map(places).collect();
+        // Another rank may have another kind of processor.
+        let own = scene.micro_batches.world().share(rolled.len());
+        rolled.iter_mut().enumerate().filter(|(image, _)| !own.contains(image)).for_each(|(_, place)| *place = (0, 0));
         let trajectory = Trajectory::cat(scene.micro_batches.world(), &parts)?;
         let steps = self.steps(&trajectory.deviations, scene, number);
         let (advantages, kept, even) = self.judge(scene, &scores);
@@ -144,6 +147,7 @@ impl Algorithm for PolicyGradient {
         if policy.unet.parameters.kind != Kind::Float {
             // Rounded, a step in another call is another step: the old probabilities have to come from the calls of training.
             round.trajectory.log_probabilities = round.log_probabilities(scene)?;
+            round.rolled.fill((0, 0));
         }
         Ok(Box::new(round))
     }
@@ -183,7 +187,8 @@ pub struct PolicyRound<'a> {
     pub policy: &'a Policy<'a>,
     /// All images of the round.
     pub trajectory: Trajectory,
-    /// The row of each image in the call that rolled it out, and how many rows that call had.
+    /// The row of each image in the call of this rank that rolled it out, and how many rows that call had; zeros where the old
+    /// log-probabilities are from elsewhere.
     pub rolled: Vec<(usize, usize)>,
     /// The prompt of each image.
     pub prompts: Conditioning,

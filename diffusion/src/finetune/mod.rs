@@ -79,6 +79,7 @@ pub fn finetune(
         })?;
         same_inputs(world, &inputs)?;
         let mut parts = Parts::load(config, &source, world.local_rank(), observer)?;
+        world.compute_on(parts.device)?;
         if let Some(folder) = &folder {
             let scratch = tempfile::Builder::new().prefix(".rehearsal-").tempdir_in(place)?;
             checkpoint::rehearse(scratch.path(), config, &source, &parts.models)?;

@@ -54,6 +54,8 @@ pub enum Ended {
     Part {
         /// How many.
         images: usize,
+        /// Images of other parts that are not there yet.
+        missing: usize,
     },
     /// The user asked to stop.
     Interrupted {
@@ -98,13 +100,16 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
         _ => RunFolder::claim_part(output, "output")?,
     };
     check_same_run(&folder, config)?;
+    // Parts are dealt by the batches of the first to begin, so that one that goes on with smaller ones leaves no hole.
+    let begun = folder.earlier_config::<GenerateConfig>()?.filter(|_| shard != Shard::WHOLE);
+    let dealt_by = begun.map_or(config.batch_size, |begun| begun.batch_size);
     let finals = config.save_final_latents.as_deref();
     let finals = finals.map(|file| FinalLatents::new(file, output, images.len(), size.latents));
     let state = |image: &PlannedImage| {
         let wanted = picture::settings(config, image, &prompts[image.prompt_index], size.pixels);
         picture::state(output, image, &wanted)
     };
-    let own = &images[shard.of_batches(images.len(), config.batch_size)];
+    let own = &images[shard.of_batches(images.len(), dealt_by)];
     let (mut left, mut damaged) = (Vec::new(), Named::default());
     for image in own {
         let state = state(image)?;
@@ -119,7 +124,7 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
         let text = format!("{} image(s) are cut off or damaged, and are made again: {damaged}", damaged.count());
         observer.event(&Event::Warning(&text));
     }
-    folder.write_config(config)?;
+    folder.write_config(&GenerateConfig { batch_size: dealt_by, ..config.clone() })?;
     fs_err::create_dir_all(output.join("images"))?;
     for path in [&config.save_latents, &config.save_final_latents].into_iter().flatten() {
         // Now, and not after hours.
@@ -136,12 +141,19 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
         let done = own.iter().filter(|image| output.join(image.path()).exists()).count();
         return Ok(Ended::Interrupted { done, images: own.len() });
     }
-    // Parts may end at the same time: the lock of the folder of images lets one finish after the other.
-    let pictures = fs_err::File::open(output.join("images"))?;
-    pictures.file().lock().ok();
-    for image in images.iter().filter(|_| shard != Shard::WHOLE) {
-        if !output.join(image.path()).exists() || state(image)? != State::Finished {
-            return Ok(Ended::Part { images: own.len() });
+    let mut finishing = None;
+    if shard != Shard::WHOLE {
+        // Parts may end at the same time: one finishes after the other.
+        let lock = fs_err::File::create(output.join(".finish"))?;
+        lock.file().lock().ok();
+        finishing = Some(lock);
+        let missing = images.iter().filter(|image| !output.join(image.path()).exists()).count();
+        let mut whole = missing == 0;
+        for image in images.iter().filter(|_| missing == 0) {
+            whole &= state(image)? == State::Finished;
+        }
+        if !whole {
+            return Ok(Ended::Part { images: own.len(), missing });
         }
     }
     if let Some(finals) = &run.finals {
@@ -152,6 +164,7 @@ pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicB
     if config.contact_sheet {
         sheet::write(output, &images, config.images_per_prompt, size.pixels)?;
     }
+    drop(finishing);
     Ok(Ended::Finished { table, images: images.len() })
 }
 

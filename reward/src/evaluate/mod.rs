@@ -63,6 +63,24 @@ impl Options {
         self.clip.as_deref().or_else(|| self.metrics.iter().find(is_clip)?.path.as_deref())
     }
 
+    /// The metrics that look at one image at a time.
+    pub fn image_by_image(&self) -> impl Iterator<Item = &MetricSpec> {
+        self.metrics.iter().filter(|spec| !spec.name.wants_clip())
+    }
+
+    /// What parts of one evaluation have in common, as a short hash: metrics, settings and rows.
+    pub fn identity(&self, image_sets: &ImageSets) -> String {
+        let mut hash = blake3::Hasher::new();
+        hash.update(format!("{:?} {:?} {:?}", self.metrics, self.clip, self.open).as_bytes());
+        for set in image_sets.judged.iter().chain(&image_sets.baseline) {
+            hash.update(format!("\n{:?}", set.name).as_bytes());
+            for row in &set.rows {
+                hash.update(format!("{:?}{:?}", row.path, set.prompt(row)).as_bytes());
+            }
+        }
+        hash.finalize().to_hex()[..12].to_owned()
+    }
+
     /// Refuses what cannot be measured, before anything is read.
     ///
     /// # Errors
@@ -212,7 +230,7 @@ pub fn evaluate<'a>(
 /// many scores are new.
 ///
 /// # Errors
-/// As [`evaluate`], or all metrics need all images at once.
+/// As [`evaluate`].
 pub fn evaluate_part(
     image_sets: &ImageSets,
     shard: Shard,
@@ -223,14 +241,19 @@ pub fn evaluate_part(
 ) -> Result<usize> {
     let ImageSets { judged, baseline, .. } = image_sets;
     options.check(baseline.is_some())?;
-    let metrics: Vec<MetricSpec> = options.metrics.iter().filter(|spec| !spec.name.wants_clip()).cloned().collect();
-    if metrics.is_empty() {
-        return Err(Error::usage(format!("--shard {shard}: there is nothing to share"))
-            .hint("diversity and distances of sets need all images at once: leave --shard out"));
-    }
+    let metrics: Vec<MetricSpec> = options.image_by_image().cloned().collect();
     let run = Run { options, observer, stop, truncated: Mutex::default() };
-    let own = |set: &ImageSet| set.of_rows(shard.of_batches(set.rows.len(), options.embed.batch_size));
-    let sets: Vec<ImageSet> = judged.iter().chain(baseline).map(own).collect();
+    let sets: Vec<&ImageSet> = judged.iter().chain(baseline).collect();
+    // As one row of images, so that many small sets are shared too.
+    let own = shard.of_batches(sets.iter().map(|set| set.rows.len()).sum(), options.embed.batch_size);
+    let mut start = 0;
+    let part = |set: &&ImageSet| {
+        let (first, count) = (start, set.rows.len());
+        start += count;
+        let within = |bound: usize| bound.clamp(first, first + count) - first;
+        set.of_rows(within(own.start)..within(own.end))
+    };
+    let sets: Vec<ImageSet> = sets.iter().map(part).collect();
     let sets: Vec<&ImageSet> = sets.iter().collect();
     let hashes = hashes(&sets, &run)?;
     Ok(measure(&sets, &hashes, &metrics, store, &run)?.1)

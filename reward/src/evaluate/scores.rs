@@ -27,6 +27,8 @@ const DISTANCES: &str = "set-distances.json";
 const PART: &str = "part";
 /// Ending of a finished part.
 const DONE: &str = "done";
+/// Held by the process that puts parts together.
+const LOCK: &str = "joining.lock";
 
 /// One row.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +85,8 @@ pub struct Store {
     known: HashMap<Key, Option<f64>>,
     /// Which file `others` are from.
     read: Option<Stamp>,
+    /// Whether this is a part, which no other process writes.
+    is_part: bool,
     /// The rows of this run.
     pub rows: Vec<ScoreRow>,
     /// Distances of sets, which no image has a share of, by what they depend on: `set-distances.json` beside the table.
@@ -99,57 +103,62 @@ impl Store {
     /// What is there is not a table of scores, or `set-distances.json` beside it is something else: neither is written over.
     pub fn open(path: &Path) -> Result<Self> {
         let mut store = Self { path: path.to_owned(), ..Self::default() };
-        store.read_others()?;
-        for part in in_folder(&parts_folder(path), |name| name.ends_with(PART) || name.ends_with(DONE))? {
+        // Before the table: whoever joins parts writes the table before they go.
+        let parts = parts_folder(&followed(path)?);
+        for part in in_folder(&parts, |name| name.ends_with(PART) || name.ends_with(DONE))? {
             let read_at = stamp(&part)?;
             // One that is being finished has another name now, and one that is damaged is computed again.
             store.of_parts.extend(read(&part).unwrap_or_default());
             store.parts.push((part, read_at));
         }
+        store.read_others()?;
         let rows = store.others.iter().chain(&store.of_parts);
         store.known = rows.map(|row| (row.key(), row.score)).collect();
         store.distances = read_distances(&path.with_file_name(DISTANCES))?;
         Ok(store)
     }
 
-    /// The table of a part of the images beside the one at `path`, with all that is known there and in the other parts.
+    /// The table of a part of the images beside the one at `path`, with all that is known there and in the other parts. `identity`
+    /// names the evaluation that it is a part of.
     ///
     /// # Errors
     /// As [`Self::open`], or the folder of parts cannot be made.
-    pub fn open_part(path: &Path, shard: Shard) -> Result<Self> {
+    pub fn open_part(path: &Path, shard: Shard, identity: &str) -> Result<Self> {
         let known = Self::open(path)?.known;
         let folder = parts_folder(&followed(path)?);
         fs_err::create_dir_all(&folder)?;
-        let own = folder.join(format!("{:05}-of-{:05}.{PART}", shard.index, shard.count));
+        let own = folder.join(format!("{identity}-{:05}-of-{:05}.{PART}", shard.index, shard.count));
         if own.with_extension(DONE).exists() {
             // It has to be finished again.
             fs_err::rename(own.with_extension(DONE), &own)?;
         }
-        let mut store = Self { path: own, known, ..Self::default() };
+        let mut store = Self { path: own, known, is_part: true, ..Self::default() };
         store.read_others()?;
         Ok(store)
     }
 
-    /// Writes this part as a finished one. If all `count` are finished, this process is the one to put them together, as long as
-    /// it holds what it is given.
+    /// Writes this part as a finished one. If all `count` parts of the evaluation `identity` are finished, this process is the one to
+    /// put them together, as long as it holds what it is given.
     ///
     /// # Errors
     /// The disk is full or not writable.
-    pub fn finish_part(mut self, count: usize) -> Result<Option<fs_err::File>> {
+    pub fn finish_part(mut self, count: usize, identity: &str) -> Result<Option<fs_err::File>> {
         self.write()?;
         let done = self.path.with_extension(DONE);
-        let place = folder_of(&done);
-        let folder = fs_err::File::open(place)?;
         fs_err::rename(&self.path, &done)?;
-        let all = || -> Result<bool> {
-            Ok(in_folder(place, |name| name.ends_with(&format!("-of-{count:05}.{DONE}")))?.len() == count)
-        };
+        let place = folder_of(&done);
+        let is_done = |name: &str| name.starts_with(identity) && name.ends_with(&format!("-of-{count:05}.{DONE}"));
+        let all = || -> Result<bool> { Ok(in_folder(place, is_done)?.len() == count) };
         if !all()? {
             return Ok(None);
         }
         // Of two that end at the same time one waits, and then finds no parts any more. Without locks, both write the same.
-        folder.file().lock().ok();
-        Ok(all()?.then_some(folder))
+        let lock = match fs_err::File::create(place.join(LOCK)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            lock => lock?,
+        };
+        lock.file().lock().ok();
+        Ok(all()?.then_some(lock))
     }
 
     /// Where it lies.
@@ -167,21 +176,23 @@ impl Store {
     /// # Errors
     /// The disk is full or not writable, or what is there is no table of scores any more.
     pub fn write(&mut self) -> Result<()> {
-        // That of a part goes when an evaluation of the whole has taken the part up.
-        fs_err::create_dir_all(folder_of(&followed(&self.path)?))?;
+        if self.is_part {
+            // It goes where an evaluation of the whole has taken the part up.
+            fs_err::create_dir_all(folder_of(&self.path))?;
+        }
         // The folder's own lock leaves no file behind. A file system without locks has none: then the last one stays.
-        let folder = fs_err::File::open(folder_of(&followed(&self.path)?)).ok();
+        let folder = fs_err::File::open(folder_of(&followed(&self.path)?)).ok().filter(|_| !self.is_part);
         if let Some(folder) = &folder {
             folder.file().lock().ok();
         }
         self.read_others()?;
         let keys: HashSet<Key> = self.rows.iter().map(ScoreRow::key).collect();
         let places: HashSet<_> = self.rows.iter().map(ScoreRow::place).collect();
-        let kept = self
-            .others
-            .iter()
-            .chain(&self.of_parts)
-            .filter(|row| !keys.contains(&row.key()) && !places.contains(&row.place()));
+        let mut seen = HashSet::new();
+        let kept = self.others.iter().chain(&self.of_parts).filter(|row| {
+            let is_ours = keys.contains(&row.key()) || places.contains(&row.place());
+            !is_ours && seen.insert((row.key(), row.place()))
+        });
         let rows: Vec<&ScoreRow> = self.rows.iter().chain(kept).collect();
         parquet_writer::write(&self.path, &columns(&rows))?;
         self.read = stamp(&self.path)?;
@@ -202,7 +213,12 @@ impl Store {
             if read_at.is_some() && stamp(&part)? == read_at {
                 fs_err::remove_file(&part).ok();
             }
-            fs_err::remove_dir(folder_of(&part)).ok();
+            let place = folder_of(&part);
+            // The lock alone is left when the last part goes.
+            if in_folder(place, |name| name != LOCK).is_ok_and(|others| others.is_empty()) {
+                fs_err::remove_file(place.join(LOCK)).ok();
+                fs_err::remove_dir(place).ok();
+            }
         }
         self.others.append(&mut self.of_parts);
         Ok(())

@@ -72,6 +72,7 @@ fn run(config: &TrainConfig, resume: bool, world: &World, observer: &dyn Observe
         return Err(Error::usage("training_mode and save_folder are missing"));
     };
     let device = config.device.resolve(world.local_rank())?;
+    world.compute_on(device)?;
     same_settings(world, config)?;
     let folder = RunFolder::claim_first(world, config, resume, save_folder, "save-folder")?;
     let resumed: Option<ResumePoint<Progress>> = resume_point(config, resume, observer)?;

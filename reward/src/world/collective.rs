@@ -1,13 +1,13 @@
 //! The world of a run, and what its ranks do together.
 
-use std::{cell::OnceCell, ops::Range, time::Duration};
+use std::{cell::OnceCell, collections::HashSet, ops::Range, time::Duration};
 
 use tch::{Device, Kind, Tensor};
 
 use super::{
     c10d::{self, Group, Store, Work},
     launch::Launch,
-    nccl::{Nccl, Ring, gpu_of},
+    nccl::{Nccl, Ring, are_on_gpus},
     shard::Shard,
     watch::{self, Watch},
 };
@@ -22,6 +22,8 @@ pub struct World {
     size: usize,
     local_rank: usize,
     local_size: usize,
+    /// The ranks' GPUs, where sums go between them.
+    gpus: OnceCell<Ring>,
     others: Option<Others>,
 }
 
@@ -30,8 +32,6 @@ struct Others {
     watch: Watch,
     /// Where the ranks meet, also to speak of further things.
     store: Store,
-    /// The ranks' GPUs, once tensors on them are added up; nothing where NCCL is not there for all ranks.
-    gpus: OnceCell<Option<Ring>>,
     keeps_store: bool,
 }
 
@@ -51,7 +51,7 @@ const LARGE: usize = 1 << 20;
 impl World {
     /// One process, without others.
     pub fn alone() -> Self {
-        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, others: None }
+        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, gpus: OnceCell::new(), others: None }
     }
 
     /// Meets the other processes of `launch`.
@@ -59,7 +59,7 @@ impl World {
     /// # Errors
     /// Nobody says where rank 0 is, the store cannot be reached or kept, or not all ranks come in time.
     pub fn join(launch: &Launch, options: Options, observer: &dyn Observer) -> Result<Self> {
-        let Launch { rank, size, local_rank, local_size, address, port, store_of_launcher, attempt } = launch;
+        let Launch { rank, size, local_rank, local_size: _, address, port, store_of_launcher, attempt } = launch;
         let (rank, size) = (*rank, *size);
         let Some(address) = address else {
             return Err(Error::usage(format!("rank {rank} of {size} does not know where rank 0 is"))
@@ -90,8 +90,13 @@ impl World {
             Error::data(format!("rank {rank} of {size}: Gloo: {why}"))
                 .hint("GLOO_SOCKET_IFNAME names the network interface to use")
         })?;
-        let others = Others { group, watch, store, gpus: OnceCell::new(), keeps_store };
-        Ok(Self { rank, size, local_rank: *local_rank, local_size: *local_size, others: Some(others) })
+        let others = Others { group, watch, store, keeps_store };
+        let mut world =
+            Self { rank, size, local_rank: *local_rank, local_size: 1, gpus: OnceCell::new(), others: Some(others) };
+        // A launcher such as srun may not say it.
+        let hosts = world.gather_bytes(host().as_bytes())?;
+        world.local_size = hosts.iter().filter(|name| **name == hosts[rank]).count();
+        Ok(world)
     }
 
     /// The number of this process, from 0. Rank 0 writes what the run leaves.
@@ -162,9 +167,7 @@ impl World {
     /// Another rank is lost.
     pub fn all_reduce(&self, tensors: &[Tensor]) -> Result<()> {
         let Some(others) = &self.others else { return Ok(()) };
-        if let Some(gpu) = gpu_of(tensors)
-            && let Some(ring) = self.gpus(others, gpu)?
-        {
+        if let Some(ring) = self.gpus.get().filter(|_| are_on_gpus(tensors)) {
             let dense: Vec<Tensor> = tensors.iter().map(|tensor| tensor.detach().contiguous()).collect();
             self.lost_unless(ring.all_reduce(&dense))?;
             for (tensor, sum) in tensors.iter().zip(&dense) {
@@ -194,35 +197,35 @@ impl World {
         Ok(())
     }
 
-    /// NCCL between the GPUs of all ranks, this one's being `gpu`; nothing, for good, where a rank has no NCCL or two ranks share a
-    /// GPU, which NCCL refuses. The ranks decide together.
-    fn gpus<'a>(&self, others: &'a Others, gpu: usize) -> Result<Option<&'a Ring>> {
-        if let Some(known) = others.gpus.get() {
-            return Ok(known.as_ref());
+    /// Tells where this rank computes. Where every rank has a GPU of its own and NCCL, sums of tensors on GPUs go by it from now on. All
+    /// ranks call this, whatever their device.
+    ///
+    /// # Errors
+    /// Another rank is lost.
+    pub fn compute_on(&self, device: Device) -> Result<()> {
+        let Some(others) = &self.others else { return Ok(()) };
+        let Device::Cuda(gpu) = device else { return self.gather_bytes(b"").map(drop) };
+        let nccl = Nccl::open("libnccl.so.2").and_then(|nccl| nccl.take_device(gpu).map(|()| nccl)).ok();
+        let place = nccl.as_ref().map_or(String::new(), |_| format!("{} {gpu}", host()));
+        let places = self.gather_bytes(place.as_bytes())?;
+        let distinct: HashSet<&Vec<u8>> = places.iter().filter(|place| !place.is_empty()).collect();
+        let Some(nccl) = nccl.filter(|_| distinct.len() == self.size) else { return Ok(()) };
+        let invited = if self.rank == 0 { nccl.invite(&others.store) } else { Ok(()) };
+        if self.any(invited.is_err())? {
+            return Ok(());
         }
-        let nccl = Nccl::open("libnccl.so.2");
-        let invited = nccl.as_ref().map_err(Clone::clone).and_then(|nccl| match self.leads() {
-            true => nccl.invite(&others.store),
-            false => Ok(()),
-        });
-        let mut ring = None;
-        if !self.any(invited.is_err())?
-            && let Ok(nccl) = nccl
+        let ring = nccl.join(&others.store, self.rank, self.size, gpu).ok();
+        if !self.any(ring.is_none())?
+            && let Some(ring) = ring
         {
-            ring = nccl.join(&others.store, self.rank, self.size, gpu).ok();
-            if self.any(ring.is_none())? {
-                ring = None;
-            }
+            self.gpus.set(ring).ok();
         }
-        Ok(others.gpus.get_or_init(|| ring).as_ref())
+        Ok(())
     }
 
-    /// What carries the sums of tensors on GPUs; known after the first.
+    /// What carries the sums of tensors where the ranks compute.
     pub fn backend(&self) -> &'static str {
-        match self.others.as_ref().and_then(|others| others.gpus.get()) {
-            Some(Some(_)) => "NCCL",
-            _ => "Gloo",
-        }
+        if self.gpus.get().is_some() { "NCCL" } else { "Gloo" }
     }
 
     #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::c10d::{Result, Store};
 
@@ -81,15 +81,21 @@ impl Nccl {
         store.set(ID, &id.0)
     }
 
+    /// Makes `gpu` the GPU of this thread.
+    pub(super) fn take_device(&self, gpu: usize) -> Result<()> {
+        // SAFETY: a number, which CUDA refuses where there is no such device.
+        match unsafe { (self.set_device)(gpu as c_int) } {
+            0 => Ok(()),
+            _ => Err(format!("CUDA device {gpu} cannot be used")),
+        }
+    }
+
     /// Joins the other ranks with GPU `gpu`.
     pub(super) fn join(self, store: &Store, rank: usize, size: usize, gpu: usize) -> Result<Ring> {
         let id = store.get(ID)?;
         let id = UniqueId(id.try_into().map_err(|_| "NCCL: rank 0 left no identifier".to_owned())?);
         let mut communicator = std::ptr::null_mut();
-        // SAFETY: a device that libtorch uses already.
-        if unsafe { (self.set_device)(gpu as c_int) } != 0 {
-            return Err(format!("CUDA device {gpu} cannot be used"));
-        }
+        self.take_device(gpu)?;
         // SAFETY: a place for the communicator, and the identifier that all ranks share.
         self.check(unsafe { (self.init_rank)(&mut communicator, size as c_int, id, rank as c_int) })?;
         Ok(Ring { nccl: self, communicator, gpu })
@@ -110,10 +116,7 @@ impl Ring {
     /// Adds up contiguous tensors over all ranks, in their place and in libtorch's stream: whatever is computed next sees the sums.
     pub(super) fn all_reduce(&self, tensors: &[Tensor]) -> Result<()> {
         let nccl = &self.nccl;
-        // SAFETY: as where the communicator was made.
-        if unsafe { (nccl.set_device)(self.gpu as c_int) } != 0 {
-            return Err(format!("CUDA device {} cannot be used", self.gpu));
-        }
+        nccl.take_device(self.gpu)?;
         // SAFETY: no arguments.
         nccl.check(unsafe { (nccl.group_start)() })?;
         for tensor in tensors {
@@ -147,11 +150,9 @@ fn data_type(kind: Kind) -> Result<c_int> {
     })
 }
 
-/// The GPU that all `tensors` are on; nothing where one is elsewhere.
-pub(super) fn gpu_of(tensors: &[Tensor]) -> Option<usize> {
-    let gpu = |tensor: &Tensor| if let Device::Cuda(gpu) = tensor.device() { Some(gpu) } else { None };
-    let first = gpu(tensors.first()?)?;
-    tensors.iter().all(|tensor| gpu(tensor) == Some(first)).then_some(first)
+/// Whether all `tensors` are on a GPU.
+pub(super) fn are_on_gpus(tensors: &[Tensor]) -> bool {
+    !tensors.is_empty() && tensors.iter().all(|tensor| tensor.device().is_cuda())
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
 
     let config: GenerateConfig = layered(arguments, arguments.config.as_deref())?;
     config.check()?;
-    check_outputs(&config)?;
     let (shard, local_rank) = commands::shard(config.shard)?;
+    check_outputs(&config, shard)?;
     let device = commands::device(Some(config.device), config.threads).of_rank(local_rank);
     let config = GenerateConfig { shard: Some(shard), device, ..config };
     let (stop, progress) = (signals::listen()?, Progress::new());
@@ -25,8 +25,9 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
             commands::print(&table.display().to_string())?;
             Ok(ExitCode::SUCCESS)
         }
-        Ended::Part { images } => {
-            progress.line(&format!("part {shard} is done: {images} image(s); the last part to end writes the table"));
+        Ended::Part { images, missing } => {
+            progress.line(&format!("part {shard} is done: {images} image(s); {missing} of other parts are missing"));
+            progress.line("the last part to end writes the table; without --shard, one process makes what is missing");
             Ok(ExitCode::SUCCESS)
         }
         Ended::Interrupted { done, images } => {
@@ -39,14 +40,14 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
 
 /// What can be refused before a model is loaded: a place that cannot be written, or where something is that is not ours.
 #[cfg(feature = "torch")]
-fn check_outputs(config: &diffusion::generate::GenerateConfig) -> Result<()> {
-    use reward::{Error, output, weights::file::TensorFile};
+fn check_outputs(config: &diffusion::generate::GenerateConfig, shard: reward::world::shard::Shard) -> Result<()> {
+    use reward::{Error, output, weights::file::TensorFile, world::shard::Shard};
 
     if let Some(folder) = &config.output {
         let is_new = !folder.exists();
         output::check_folder(folder, "give an --output that you may write to")?;
-        if is_new {
-            // Made again once prompts and model are known to be there.
+        if is_new && shard == Shard::WHOLE {
+            // Made again once prompts and model are known to be there. Other parts may be about to use it.
             fs_err::remove_dir(folder).ok();
         }
         let theirs = ["images.parquet", "contact-sheet.png"].into_iter().find(|name| folder.join(name).exists());
