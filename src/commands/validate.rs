@@ -104,8 +104,8 @@ impl Run<'_> {
         Triplets::read(validation_file, &read)
     }
 
-    /// The figures, where this process embeds its shard of the images and prompts, on the device of its number on its machine, and
-    /// `join` brings what the others have.
+    /// The figures, where this process embeds its shard on the device of its number on its machine, and `join` brings what the
+    /// others have.
     fn validation(
         &self,
         checkpoint: &Checkpoint,

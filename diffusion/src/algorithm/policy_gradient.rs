@@ -275,8 +275,8 @@ impl PolicyRound<'_> {
         Ok(all.view([count as i64, -1]).transpose(0, 1).contiguous())
     }
 
-    /// Before the first update every ratio is 1: exactly, where each pair of an image and a step is the row of a call that it was
-    /// in the roll-out.
+    /// Before the first update every ratio is 1. It is so exactly where each pair of an image and a step is the row of a call that
+    /// it was in the roll-out.
     fn check_ratio(&self, error: f64, pairs: &[(usize, usize)]) -> Result<()> {
         let same_call = pairs
             .iter()

@@ -69,8 +69,7 @@ pub enum Ended {
 /// Makes the images of `config`, or its shard of them, in its output folder.
 ///
 /// # Errors
-/// Usage errors for settings, latents of another shape and a folder that holds another run; what cannot be read or written;
-/// values that are not finite; not enough memory.
+/// Usage errors for settings, latents of another shape and a folder that holds another run. What cannot be read or written; values that are not finite; not enough memory.
 pub fn generate(config: &GenerateConfig, observer: &dyn Observer, stop: &AtomicBool) -> Result<Ended> {
     config.check()?;
     let model = config.model.as_deref().unwrap_or_default();

@@ -52,8 +52,7 @@ pub struct SetRow {
 }
 
 impl ImageSet {
-    /// Reads `images.parquet` or another manifest (also a glob or a folder of tables, as Spark writes), or a folder that holds
-    /// `images.parquet`, `captions.csv`, a Hugging Face imagefolder's `metadata.csv`, or a `NAME.txt` beside every image; `label`
+    /// Reads `images.parquet` or another manifest (also a glob or a folder of tables, as Spark writes), or a folder. A folder holds `images.parquet`, `captions.csv`, a Hugging Face imagefolder's `metadata.csv`, or a `NAME.txt` beside every image; `label`
     /// is a column of the table to group rows by.
     ///
     /// # Errors

@@ -195,7 +195,7 @@ impl<'a> Scorer<'a> {
 
     /// Adds a column, or what is known of it, to the table, and writes it if `new` of it are.
     ///
-    /// The convention says where an image is truncated, so that such a score is never found as that of a whole image: it is
+    /// The convention says where an image is truncated, so that such a score is never found as that of a whole image. It is
     /// computed each time, with its warning. Diversity depends on all images of its set.
     fn keep(&mut self, column: &Column, new: usize) -> Result<()> {
         const TRUNCATED: &str = "; truncated image";

@@ -1,5 +1,4 @@
-//! `scores.parquet`: a row for every image and metric. It is also the cache: what is in it is not computed again. Evaluations
-//! at the same time add to one table; those that share the images of one have a part each in `scores.parquet.parts/`, until all
+//! `scores.parquet`: a row for every image and metric. It is also the cache: what is in it is not computed again. Evaluations at the same time add to one table. Those that share the images of one have a part each in `scores.parquet.parts/`, until all
 //! are there.
 
 use std::{
@@ -137,8 +136,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Writes this part as a finished one. If all `count` parts of the evaluation `identity` are finished, this process is the one to
-    /// put them together, as long as it holds what it is given.
+    /// Writes this part as a finished one. If all `count` parts of the evaluation `identity` are finished, this process puts them together, as long as it holds what it is given.
     ///
     /// # Errors
     /// The disk is full or not writable.

@@ -3,7 +3,8 @@
 use super::order::Order;
 use crate::world::shard::Shard;
 
-/// Deals batches to ranks: as many rows to each as its share, and as far as that allows those that it had in the first epoch.
+/// Deals batches to ranks, as many rows to each as its share. As far as that allows they are those that it had in the first
+/// epoch.
 pub struct Deal {
     rank: usize,
     size: usize,

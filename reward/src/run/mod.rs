@@ -118,8 +118,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Makes the folder that of a run with settings `config` which begins, or goes on from `resumed`: nothing is there from
-    /// later steps, and `checkpoints/` is, so that a run whose checkpoints were taken away is known.
+    /// Makes the folder that of a run with settings `config` which begins, or goes on from `resumed`. Nothing is there from later steps, and `checkpoints/` is, so that a run whose checkpoints were taken away is known.
     ///
     /// # Errors
     /// The disk is full or not writable.

@@ -17,8 +17,7 @@ use crate::{Error, Result, world::World};
 const OWN: [&str; 3] = ["device", "threads", "num_workers"];
 
 impl RunFolder {
-    /// Claims the folder of a run with settings `config` for rank 0, and makes it ready to be looked at by all; the other ranks,
-    /// which only read there, get nothing. `flag` is the one that names the folder.
+    /// Claims the folder of a run with settings `config` for rank 0, and makes it ready to be looked at by all. The other ranks, which only read there, get nothing. `flag` is the one that names the folder.
     ///
     /// # Errors
     /// As [`place::check_new`], [`RunFolder::claim`] and [`RunFolder::settle`]; or another rank is lost.

@@ -22,7 +22,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table for embeddings of `width` numbers of so many images and prompts. The room is taken at once: small pieces
+    /// An empty table for embeddings of `width` numbers of so many images and prompts. The room is taken at once. Small pieces
     /// that stay between a model's large ones that go leave a heap of gaps (3 GB for 20,000 images).
     pub fn new(images: usize, prompts: usize, width: usize) -> Self {
         let room = |count| (0..count).map(|_| Vec::with_capacity(width)).collect();

@@ -124,7 +124,7 @@ impl World {
         self.rank == 0
     }
 
-    /// The part of `count` things that falls to this rank: parts differ in length by one at most, follow each other by rank, and
+    /// The part of `count` things that falls to this rank. Parts differ in length by one at most, follow each other by rank, and
     /// rank 0 has one if any rank has.
     pub fn share(&self, count: usize) -> Range<usize> {
         Shard { index: self.rank, count: self.size }.of(count)
@@ -339,7 +339,7 @@ impl World {
         self.any(false).map(drop)
     }
 
-    /// A failed collective means that another rank has gone: the watch finds out which, and ends this process; where it may not,
+    /// A failed collective means that another rank has gone. The watch finds out which, and ends this process; where it may not,
     /// the failure is an error.
     fn lost_unless<T>(&self, result: c10d::Result<T>) -> Result<T> {
         result.map_err(|why| {
