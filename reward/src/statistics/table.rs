@@ -14,7 +14,7 @@ use crate::{Result, clip::tokenizer::Tokens, data::triplets::Triplets};
 /// Unit embeddings by index; an image that could not be read has none.
 pub struct Table {
     /// Numbers of an embedding.
-    #[cfg_attr(not(feature = "torch"), expect(dead_code))]
+    #[cfg(feature = "torch")]
     width: usize,
     /// Empty where the image could not be read.
     images: Vec<Vec<f32>>,
@@ -26,7 +26,12 @@ impl Table {
     /// that stay between a model's large ones that go leave a heap of gaps (3 GB for 20,000 images).
     pub fn new(images: usize, prompts: usize, width: usize) -> Self {
         let room = |count| (0..count).map(|_| Vec::with_capacity(width)).collect();
-        Self { width, images: room(images), prompts: room(prompts) }
+        Self {
+            #[cfg(feature = "torch")]
+            width,
+            images: room(images),
+            prompts: room(prompts),
+        }
     }
 
     /// Sets the embeddings of these images.
