@@ -23,20 +23,26 @@ const COUNT: u64 = 1000;
 /// only keep within memory, without a panic, and say what is wrong in one line.
 const SECONDS: &str = "MUTATION_SECONDS";
 
-/// Writes `valid` under `path`, damaged in a thousand ways one after the other, and reads it each time. Whatever can be
-/// read must equal what the undamaged file gives; so `read` gives what damage cannot change unseen (names and shapes, not
-/// the values of weights).
-pub(crate) fn check<T: PartialEq + Debug>(path: &Path, valid: &[u8], read: impl Fn() -> reward::Result<T>) {
+/// A seed for each damaged file; from now on this program has no more than [`MEMORY`].
+pub(crate) fn seeds() -> impl Iterator<Item = u64> {
     static LIMIT: Once = Once::new();
     LIMIT.call_once(|| {
         setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) }).unwrap();
     });
+    let seconds = std::env::var(SECONDS).map_or(0, |text| text.parse().unwrap());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    (0..).take_while(move |seed| *seed < COUNT || Instant::now() < end)
+}
+
+/// Writes `valid` under `path`, damaged in a thousand ways one after the other, and reads it each time. Whatever can be
+/// read must equal what the undamaged file gives; so `read` gives what damage cannot change unseen (names and shapes, not
+/// the values of weights).
+pub(crate) fn check<T: PartialEq + Debug>(path: &Path, valid: &[u8], read: impl Fn() -> reward::Result<T>) {
+    let seeds = seeds();
     fs_err::write(path, valid).unwrap();
     let wanted = read().unwrap();
     let name = path.file_name().unwrap().to_str().unwrap();
-    let seconds = std::env::var(SECONDS).map_or(0, |text| text.parse().unwrap());
-    let end = Instant::now() + Duration::from_secs(seconds);
-    for seed in (0..).take_while(|seed| *seed < COUNT || Instant::now() < end) {
+    for seed in seeds {
         let damaged = damage(valid, seed);
         if damaged == valid {
             continue;
