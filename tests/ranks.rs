@@ -271,7 +271,8 @@ fn every_method_tunes_alike_at_any_number_of_ranks() {
 #[test]
 #[ignore = "half an hour; CI takes fewer steps"]
 fn every_method_tunes_alike_for_long() {
-    tunes_alike(20, 1e-5, |_| &[2, 3]);
+    // Losses are rewards in units of their deviation, which is a small part of them, so that their last bits show.
+    tunes_alike(20, 1e-4, |_| &[2, 3]);
 }
 
 /// Fine-tunes by every method for so many steps at several numbers of ranks, and compares all figures.
