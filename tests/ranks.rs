@@ -271,12 +271,14 @@ fn every_method_tunes_alike_at_any_number_of_ranks() {
 #[test]
 #[ignore = "half an hour; CI takes fewer steps"]
 fn every_method_tunes_alike_for_long() {
-    // Losses are rewards in units of their deviation, which is a small part of them, so that their last bits show.
-    tunes_alike(20, 1e-4, |_| &[2, 3]);
+    tunes_alike(20, 1e-5, |_| &[2, 3]);
 }
 
 /// Fine-tunes by every method for so many steps at several numbers of ranks, and compares all figures.
-fn tunes_alike(steps: usize, within: f64, sizes_of: impl Fn(&'static [usize]) -> &'static [usize]) {
+///
+/// Losses are rewards in units of their deviation, which is a small part of them, so that their last bits show; and Adam makes steps
+/// of the rate's length out of the last bits of small gradients.
+fn tunes_alike(steps: usize, rate: f64, sizes_of: impl Fn(&'static [usize]) -> &'static [usize]) {
     let work = super::diffusion::methods::workspace();
     super::diffusion::methods::preferences(&work);
     let by_reward = "--reward random:tiny --prompts prompts.txt --scale-images 6 --held-out-prompts held-out.txt --held-out-images 4";
@@ -301,7 +303,7 @@ fn tunes_alike(steps: usize, within: f64, sizes_of: impl Fn(&'static [usize]) ->
             let folder = format!("{method}-{size}");
             let command = format!(
                 "diffusion finetune --model random:sd-tiny --device cpu --height 32 --width 32 --sample-steps 4 --algorithm {method} \
-                 {settings} --learning-rate 1e-4 --batch-size 6 --train-steps {steps} --output {folder}"
+                 {settings} --learning-rate {rate} --batch-size 6 --train-steps {steps} --output {folder}"
             );
             all_succeed(&work.run_ranks(size, &command));
             let figures = |name: &str| -> Vec<f64> {
@@ -320,7 +322,7 @@ fn tunes_alike(steps: usize, within: f64, sizes_of: impl Fn(&'static [usize]) ->
         let wanted = run(1);
         for size in sizes_of(sizes) {
             for (found, wanted) in run(*size).iter().zip(&wanted) {
-                close(found, wanted, within, &format!("{method}, {size} ranks"));
+                close(found, wanted, 1e-4, &format!("{method}, {size} ranks"));
             }
         }
     }
