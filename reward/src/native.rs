@@ -87,7 +87,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     said(text.unwrap_or("unknown failure")).to_owned()
 }
 
-/// What libtorch says in the message of a panic, without the call that failed, the place in its code and the stack.
+/// The text of libtorch in the message of a panic, without the call that failed, the place in its code and the stack.
 fn said(text: &str) -> &str {
     let text = text.split_once("value: Torch(\"").map_or(text, |(_, inside)| inside.trim_end_matches("\")"));
     let line = text.lines().next().unwrap_or_default();

@@ -57,7 +57,7 @@ fn of_whole(value: i128) -> Result<u64, &'static str> {
     }
 }
 
-/// What the field `seed` of a parquet schema says of its values, which are 64 bits either way. It says nothing where a signed
+/// The note of a parquet schema's field `seed` on its values, which are 64 bits either way. It says nothing where a signed
 /// number holds them all, as most readers expect.
 pub fn parquet_annotation(mut seeds: impl Iterator<Item = u64>) -> &'static str {
     if seeds.all(|seed| i64::try_from(seed).is_ok()) { "" } else { " (INTEGER(64,false))" }

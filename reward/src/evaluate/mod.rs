@@ -68,7 +68,7 @@ impl Options {
         self.metrics.iter().filter(|spec| !spec.name.wants_clip())
     }
 
-    /// What parts of one evaluation have in common, as a short hash: metrics, settings and rows.
+    /// A short hash of what parts of one evaluation have in common: metrics, settings and rows.
     pub fn identity(&self, image_sets: &ImageSets) -> String {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("{:?} {:?} {:?}", self.metrics, self.clip, self.open).as_bytes());
@@ -259,7 +259,7 @@ pub fn evaluate_part(
     Ok(measure(&sets, &hashes, &metrics, store, &run)?.1)
 }
 
-/// What `metrics` say of the images of `sets`, and how many scores are new. On an error, says what is kept.
+/// Measures the images of `sets` by `metrics`, and counts the scores that are new. On an error, says what is kept.
 fn measure(
     sets: &[&ImageSet],
     hashes: &[Vec<String>],

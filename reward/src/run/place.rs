@@ -1,4 +1,4 @@
-//! What may lie in a run's folder before the run begins or goes on: nothing of its names, or all of an earlier part.
+//! The check of a run's folder before the run begins or goes on: it holds nothing of its names, or all of an earlier part.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What scoring writes: path, prompt and score with the columns of the table that was scored; or that table itself with
+//! The table that scoring writes: path, prompt and score with the columns of the table that was scored; or that table itself with
 //! the score added.
 
 mod columnar;
