@@ -24,6 +24,10 @@ use crate::{
 
 pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     reward::threads::ask(arguments.threads);
+    if commands::shard(None)?.0.count > 1 {
+        let error = Error::usage("the demo runs in one process, and a launcher has started several");
+        return Err(error.hint("start it without the launcher").into());
+    }
     if let Some(images) = &arguments.truth {
         return pipeline::truth(images, &arguments.output.join("base"));
     }
